@@ -1,0 +1,1 @@
+"""The teacher side, and the contract (`pipeline.targets`) that it shares with students."""

@@ -1,0 +1,43 @@
+"""What a corpus source is: it lists files, cuts them into units, and reads a unit's records.
+
+A source is its own configuration: a pydantic model with a `kind`. It knows nothing of models or targets.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from pipeline.config import Config
+from pipeline.targets.unit import Quarantined, Unit
+
+
+@dataclass(frozen=True)
+class Record:
+    """One corpus item. key: unique in the corpus and stable; row: its ordinal in the unit;
+    data: for example {"text": str} or {"array": ndarray}.
+    """
+
+    key: str
+    row: int
+    data: Mapping[str, Any]
+
+
+class Source(Config, ABC):
+    """A corpus: any number of files of one form, anywhere fsspec reaches."""
+
+    @abstractmethod
+    def units(self) -> Iterator[Unit]:
+        """The units of the corpus in a stable order; the same files give the same units.
+
+        Raises CorpusMissing when nothing matches.
+        """
+
+    @abstractmethod
+    def read(self, unit: Unit) -> Iterator[Record | Quarantined]:
+        """The records of a unit in order; one that cannot be read comes as Quarantined, with its reason.
+
+        Raises CorpusChanged when a file vanished or is no longer the planned one.
+        """

@@ -1,0 +1,110 @@
+"""What a labelling job is: corpus, views, teacher, store, and how to run it. One JSON, sent to every replica."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, PositiveFloat, PositiveInt
+
+from pipeline.config import Config
+from pipeline.corpus import AnySource
+from pipeline.targets.codecs import Dense, Threshold, TopK
+from pipeline.teachers import AnyTeacher
+from pipeline.views import AnyViews
+
+AnyCodec = Annotated[Dense | TopK | Threshold, Field(discriminator="kind")]
+
+
+class StoreConfig(Config):
+    """Where the targets go, and how they are encoded."""
+
+    url: str
+    """The store: a directory, or any URL fsspec can write with an honest put-if-absent (s3://bucket/prefix)."""
+
+    options: dict[str, Any] = {}
+    """fsspec options of the URL, for example {endpoint_url: …}. Take credentials from the environment instead."""
+
+    heads: dict[str, AnyCodec] = Field(min_length=1)
+    """The teacher's heads to keep, by name, each with its codec."""
+
+    inputs: Literal["embed", "omit"] = "embed"
+    """Whether the shards hold the inputs too (token ids are always kept), so that the store alone trains a student."""
+
+    seed: int = 0
+    """Seed of every random draw of an encoding."""
+
+
+class Batching(Config):
+    """How views become batches."""
+
+    budget: PositiveInt = 4096
+    """Largest batch, in tokens after padding; for fixed-size inputs, in views."""
+
+    window: PositiveInt = 256
+    """Views among which those of like length are batched together. Rows keep the corpus order all the same."""
+
+    prefetch: PositiveInt = 2
+    """Batches that may wait between two stages."""
+
+
+class Replicas(Config):
+    """The pool of teacher replicas on Ray."""
+
+    min: PositiveInt = 1
+    """The job fails if fewer can be placed within `start_timeout_seconds`."""
+
+    max: PositiveInt = 1
+    """As many as are asked of the cluster; those it cannot place yet stay pending."""
+
+    cpus: PositiveFloat = 1.0
+    """CPUs that Ray reserves for each, and torch threads it uses."""
+
+    gpus: float = Field(default=0.0, ge=0)
+    """GPUs that Ray reserves for each; a fraction shares one."""
+
+    units_in_flight: PositiveInt = 2
+    """Units of one replica at a time, so that the next opens while the last one uploads."""
+
+    start_timeout_seconds: PositiveFloat = 600.0
+    """How long to wait for `min` replicas."""
+
+
+class LabelConfig(Config):
+    """Who labels, and what may fail."""
+
+    engine: Literal["local", "ray"] = "local"
+    """"local": in this process. "ray": on actors, here or on the cluster at `address`."""
+
+    address: str | None = None
+    """A running Ray cluster ("auto", "ray://…"); by default Ray starts on this machine."""
+
+    replicas: Replicas = Replicas()
+    """The pool of the ray engine."""
+
+    attempts: PositiveInt = 3
+    """Attempts at a unit, each on a fresh replica if the last one died, before the job gives the unit up."""
+
+    batching: Batching = Batching()
+    """How views become batches."""
+
+    max_quarantined: float = Field(default=0.01, ge=0, le=1)
+    """Largest share of records that may fail (empty ones do not count) before the job stops."""
+
+
+class LabelJob(Config):
+    """Everything that labelling needs."""
+
+    corpus: AnySource
+    """Where the unlabelled records are."""
+
+    views: AnyViews
+    """What the teacher sees of a record."""
+
+    teacher: AnyTeacher
+    """The model that labels."""
+
+    store: StoreConfig
+    """Where the targets go."""
+
+    label: LabelConfig = LabelConfig()
+    """Who labels, and what may fail."""

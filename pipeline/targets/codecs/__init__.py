@@ -1,0 +1,34 @@
+"""The codecs, one a file. `CODECS` is the list that a new codec is added to."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from pipeline.targets.codecs.base import Codec, Encoded, Field, NonFiniteLogits
+from pipeline.targets.codecs.dense import Dense
+from pipeline.targets.codecs.threshold import Threshold
+from pipeline.targets.codecs.topk import TopK
+from pipeline.targets.strict import build, nearest
+
+CODECS: dict[str, type[Codec]] = {codec.kind: codec for codec in (Dense, TopK, Threshold)}
+
+__all__ = [
+    "CODECS",
+    "Codec",
+    "Dense",
+    "Encoded",
+    "Field",
+    "NonFiniteLogits",
+    "Threshold",
+    "TopK",
+    "codec_from_json",
+]
+
+
+def codec_from_json(data: Mapping[str, Any]) -> Codec:
+    """Rebuild a codec from its JSON. Raises ValueError that names the unknown kind, key or bad value."""
+    kind = data.get("kind")
+    if kind not in CODECS:
+        raise ValueError(f"unknown codec kind {kind!r}{nearest(str(kind), CODECS)}")
+    return build(CODECS[kind], data)

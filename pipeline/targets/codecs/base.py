@@ -1,0 +1,163 @@
+"""What a codec is, and the flat arrays it stores.
+
+A codec turns N teacher outputs of one head, [N, V], into a few small arrays and back. It knows nothing of
+rows, files or models: containers lay its arrays out, readers hand them back. A codec is a frozen dataclass
+whose fields are its whole configuration, so `dataclasses.asdict` is its JSON and the JSON rebuilds it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+import numpy.typing as npt
+
+if TYPE_CHECKING:
+    import torch
+
+    from pipeline.targets.decoded import Targets
+
+Array = npt.NDArray[Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Field:
+    """One stored array of a codec.
+
+    Without `counted_by` it has one item of `shape` per target, array [N, *shape]. With it, it is ragged: the
+    field of that name says how many items each target has, array [sum(counts), *shape].
+    `dtype` is a little-endian NumPy name, for example "<u2".
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...] = ()
+    counted_by: str | None = None
+
+
+Encoded = dict[str, Array]
+"""Field name -> flat array, as `Field` describes it, for N targets in order."""
+
+
+class NonFiniteLogits(ValueError):
+    """Some rows of the logits have no distribution: a NaN, a +inf, or nothing but -inf.
+
+    `rows` is a boolean array [N], true where the row is bad.
+    """
+
+    def __init__(self, rows: npt.NDArray[np.bool_]) -> None:
+        self.rows = rows
+        super().__init__(f"{int(rows.sum())} of {rows.size} targets have logits that are not finite")
+
+
+class Codec(ABC):
+    """How targets are made smaller, and exactly how a reader gets a distribution back."""
+
+    kind: str
+    """The codec's name in JSON: in each subclass a dataclass field, `kind: Literal["x"] = "x"`."""
+
+    draws: ClassVar[int] = 0
+    """Uniform random numbers that encoding one target takes (see `uniforms`)."""
+
+    @abstractmethod
+    def layout(self, size: int) -> tuple[Field, ...]:
+        """The arrays stored for a head of `size` classes."""
+
+    @abstractmethod
+    def encode(self, logits: Array, uniforms: Array) -> Encoded:
+        """The reference: NumPy, float64 inside.
+
+        logits: [N, V] any float dtype; -inf is a class the teacher excludes.
+        uniforms: [N, draws] float64 in [0, 1); encoding is a pure function of both.
+        Raises NonFiniteLogits.
+        """
+
+    @abstractmethod
+    def encode_torch(self, logits: torch.Tensor, uniforms: Array) -> Encoded:
+        """The same on the tensor's device; agreement with `encode` is stated by each codec.
+
+        Only the small result travels to the host. Raises NonFiniteLogits.
+        """
+
+    @abstractmethod
+    def decode(self, encoded: Encoded, size: int) -> Targets:
+        """The targets that the arrays stand for."""
+
+    @abstractmethod
+    def statistics(self, encoded: Encoded, size: int) -> dict[str, float]:
+        """Means per target that a commit record keeps, for example {"entries": 6.1, "captured_mass": 0.93}."""
+
+    def to_json(self) -> dict[str, Any]:
+        """The configuration that `codec_from_json` rebuilds the codec from."""
+        return dataclasses.asdict(self)  # type: ignore[call-overload, no-any-return]
+
+
+def uniforms(seed: int, head: str, key: str, view: int, targets: int, draws: int) -> Array:
+    """The random numbers of one row, float64 [targets, draws] in [0, 1).
+
+    A function of the store's seed and the row's identity alone, so a unit labelled again, elsewhere or in
+    other batches, draws the same numbers.
+    """
+    name = json.dumps([seed, head, key, view], ensure_ascii=True, separators=(",", ":"))
+    digest = hashlib.blake2b(name.encode(), digest_size=16).digest()
+    philox = np.random.Philox(key=np.frombuffer(digest, dtype="<u8").astype(np.uint64))
+    return np.random.Generator(philox).random((targets, draws))
+
+
+def offsets_of(counts: Array) -> npt.NDArray[np.int64]:
+    """Exclusive running sum: [0, c0, c0+c1, ...], int64 [N + 1]."""
+    offsets = np.zeros(len(counts) + 1, dtype=np.int64)
+    np.cumsum(counts, out=offsets[1:])
+    return offsets
+
+
+def ranges(starts: Array, lengths: Array) -> npt.NDArray[np.int64]:
+    """The concatenation of arange(start, start + length) for every pair, int64."""
+    lengths = np.asarray(lengths, dtype=np.int64)
+    ends = np.cumsum(lengths)
+    total = int(ends[-1]) if len(ends) else 0
+    shift = np.repeat(np.asarray(starts, dtype=np.int64) - (ends - lengths), lengths)
+    return np.arange(total, dtype=np.int64) + shift
+
+
+def take(encoded: Encoded, layout: Sequence[Field], targets: npt.NDArray[np.int64]) -> Encoded:
+    """The chosen targets, in the order given."""
+    out: Encoded = {}
+    for field in layout:
+        array = encoded[field.name]
+        if field.counted_by is None:
+            out[field.name] = array[targets]
+        else:
+            counts = encoded[field.counted_by]
+            starts = offsets_of(counts)[:-1]
+            out[field.name] = array[ranges(starts[targets], counts[targets])]
+    return out
+
+
+def concatenate(parts: Sequence[Encoded], layout: Sequence[Field]) -> Encoded:
+    """Targets of all the parts, one after the other. No part: no target."""
+    return {
+        field.name: np.concatenate([part[field.name] for part in parts])
+        if parts
+        else np.zeros((0, *field.shape), dtype=field.dtype)
+        for field in layout
+    }
+
+
+def id_dtype(size: int) -> str:
+    """The smallest stored integer that holds every id of a vocabulary of `size` (up to 2**32)."""
+    if size <= 2**16:
+        return "<u2"
+    if size <= 2**32:
+        return "<u4"
+    raise ValueError(f"a head of {size} classes is more than 2**32")
+
+
+def as_mapping(codec: Codec) -> Mapping[str, Any]:
+    """For messages: the configuration without its kind."""
+    return {name: value for name, value in codec.to_json().items() if name != "kind"}

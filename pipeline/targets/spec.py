@@ -1,0 +1,177 @@
+"""What a store declares about itself: enough for a reader that has only the URL.
+
+The spec is written once, as JSON, and its fingerprint stands in every shard and commit record.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import pyarrow as pa
+
+from pipeline.targets.codecs import Codec, codec_from_json
+from pipeline.targets.errors import SpecMismatch
+from pipeline.targets.strict import build
+
+FORMAT_VERSION = 1
+
+Positions = Literal["single", "next_token"]
+
+
+@dataclass(frozen=True)
+class Input:
+    """A model input kept beside the targets, for example the token ids.
+
+    dtype: a little-endian NumPy name ("<u2", "|u1", "<f4"). shape: of one row's array; at most the first
+    dimension may be None, which means that it varies from row to row.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int | None, ...]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "shape", tuple(self.shape))
+        if any(extent is None for extent in self.shape[1:]):
+            raise ValueError(f"input {self.name}: only the first dimension may vary, got {self.shape}")
+
+
+@dataclass(frozen=True)
+class Head:
+    """One named output of the teacher and how it is stored.
+
+    size: classes V (or features of an embedding). positions: "single", one target a row; "next_token", a row
+    of L tokens has L - 1 targets, target i being the distribution of token i + 1.
+    """
+
+    name: str
+    size: int
+    positions: Positions
+    codec: Codec
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """What the ids mean. size: ids the tokenizer can produce; padded_size: width of the teacher's logits.
+    fingerprint: of the tokenizer's files, so a student cannot pair the targets with another tokenizer.
+    """
+
+    size: int
+    padded_size: int
+    fingerprint: str
+
+
+@dataclass(frozen=True)
+class Spec:
+    """A store's whole meaning.
+
+    teacher, views: descriptions as JSON, each with at least "kind" and "fingerprint"; never a credential.
+    seed: of the store; every random draw of an encoding follows from it and the row's identity.
+    """
+
+    inputs: tuple[Input, ...]
+    heads: tuple[Head, ...]
+    teacher: Mapping[str, Any]
+    views: Mapping[str, Any]
+    seed: int = 0
+    container: Literal["parquet"] = "parquet"
+    vocabulary: Vocabulary | None = None
+    format_version: int = FORMAT_VERSION
+
+    def head(self, name: str) -> Head:
+        """The head of that name. Raises SpecMismatch."""
+        for head in self.heads:
+            if head.name == name:
+                return head
+        raise SpecMismatch(f"the store has no head {name!r}, it has {[head.name for head in self.heads]}")
+
+    @property
+    def fingerprint(self) -> str:
+        """BLAKE2b-128 of the canonical JSON, 32 hexadecimal digits."""
+        return hashlib.blake2b(self.to_json().encode(), digest_size=16).hexdigest()
+
+    def to_json(self, indent: int | None = None) -> str:
+        """Canonical JSON: sorted keys."""
+        data = {item.name: getattr(self, item.name) for item in dataclasses.fields(self)}
+        data["inputs"] = [dataclasses.asdict(item) for item in self.inputs]
+        data["heads"] = [
+            {"name": h.name, "size": h.size, "positions": h.positions, "codec": h.codec.to_json()}
+            for h in self.heads
+        ]
+        data["vocabulary"] = dataclasses.asdict(self.vocabulary) if self.vocabulary else None
+        return json.dumps(data, sort_keys=True, indent=indent, ensure_ascii=False)
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> Spec:
+        """Raises SpecMismatch with the reason when the text is no spec of a version this reader knows."""
+        try:
+            data = json.loads(text)
+            version = data["format_version"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise SpecMismatch(f"not a store's spec: {error}") from error
+        if version != FORMAT_VERSION:
+            raise SpecMismatch(
+                f"the store has format version {version!r}, this Decant reads version {FORMAT_VERSION}: "
+                "install the release that wrote it, or label again"
+            )
+        try:
+            data["inputs"] = tuple(build(Input, item) for item in data["inputs"])
+            data["heads"] = tuple(
+                build(Head, {**item, "codec": codec_from_json(item["codec"])}) for item in data["heads"]
+            )
+            if data.get("vocabulary") is not None:
+                data["vocabulary"] = build(Vocabulary, data["vocabulary"])
+            return build(cls, data)
+        except (ValueError, KeyError, TypeError) as error:
+            raise SpecMismatch(f"the store's spec is broken: {error}") from error
+
+    def schema(self) -> pa.Schema:
+        """The Arrow schema of a shard's rows.
+
+        key: the record; row: its ordinal in the unit; view, views: which of how many views of the record;
+        targets: how many targets each head with "next_token" positions has in this row (heads with "single"
+        have one); `in.<input>` and `<head>.<field>`: raw little-endian bytes, in row order.
+        The metadata says again what the spec says, so that a shard alone can be read and checked.
+        """
+        columns = [
+            pa.field("key", pa.string(), nullable=False),
+            pa.field("row", pa.int64(), nullable=False),
+            pa.field("view", pa.int32(), nullable=False),
+            pa.field("views", pa.int32(), nullable=False),
+            pa.field("targets", pa.int32(), nullable=False),
+        ]
+        columns += [pa.field(f"in.{item.name}", pa.binary(), nullable=False) for item in self.inputs]
+        columns += [
+            pa.field(f"{head.name}.{stored.name}", pa.binary(), nullable=False)
+            for head in self.heads
+            for stored in head.codec.layout(head.size)
+        ]
+        metadata = {
+            "decant.format_version": str(self.format_version),
+            "decant.spec": self.to_json(),
+            "decant.spec_fingerprint": self.fingerprint,
+        }
+        return pa.schema(columns, metadata=metadata)
+
+
+def differences(ours: Spec, theirs: Spec) -> list[str]:
+    """What two specs disagree about, each as 'part: ours, theirs', for a refusal that a person can act on."""
+    mine, other = json.loads(ours.to_json()), json.loads(theirs.to_json())
+    return [
+        f"{name}: {_short(mine[name])} against {_short(other[name])}"
+        for name in mine
+        if mine[name] != other[name]
+    ]
+
+
+def _short(value: object) -> str:
+    text = json.dumps(value, sort_keys=True)
+    return text if len(text) <= 200 else text[:197] + "..."
+
+
+__all__ = ["FORMAT_VERSION", "Head", "Input", "Positions", "Spec", "Vocabulary", "differences"]

@@ -1,0 +1,64 @@
+"""What a teacher is: a frozen function from a batch of inputs to one tensor per head."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.config import Config
+from pipeline.targets.spec import Positions
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True)
+class Output:
+    """A head that a teacher offers. size: classes V, the width of its logits."""
+
+    size: int
+    positions: Positions
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Inputs of several views, on the host.
+
+    inputs: by name, [views, ...] padded with zeros at the end of the varying dimension;
+    lengths: int64 [views], the true extent of that dimension (1 for fixed-size inputs).
+    """
+
+    inputs: Mapping[str, npt.NDArray[Any]]
+    lengths: npt.NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+
+class Teacher(Protocol):
+    """A loaded teacher on its device. Calls may not change it, and padding may not change a view's outputs."""
+
+    outputs: Mapping[str, Output]
+    description: Mapping[str, Any]
+    """For the spec: kind and "fingerprint" (of the weights), never a credential."""
+
+    def __call__(self, batch: Batch) -> Mapping[str, torch.Tensor]:
+        """By head: logits [views, V] for "single", [views, L, V] for "next_token", on the teacher's device.
+
+        With "next_token", position i of a view holds the logits of its token i + 1; those at and beyond
+        length - 1 are ignored.
+        """
+        ...
+
+
+class TeacherConfig(Config, ABC):
+    """The configuration that a teacher is loaded from, once per replica."""
+
+    @abstractmethod
+    def load(self) -> Teacher:
+        """Raises UserError (a path that is no model) or TeacherError (it does not load or fit)."""
