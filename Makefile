@@ -1,0 +1,52 @@
+# Everything a person runs. Each target installs what it needs into .venv first, and only when something changed.
+
+PYTHON ?= python3
+VENV ?= .venv
+EXTRAS ?= dev
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed-$(EXTRAS)
+THREADS ?= 2
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test test-fast lint format bench bench-label bench-read bench-bytes clean
+
+help:  ## this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
+
+install: $(INSTALLED)  ## Decant with the extras of EXTRAS (default dev) in VENV
+
+$(INSTALLED): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "Decant needs Python 3.11 or newer, $(PYTHON) is $$($(PYTHON) -V): make $(MAKECMDGOALS) PYTHON=python3.12" >&2; exit 2; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[$(EXTRAS)]'
+	@touch $@
+
+demo:  ## the main job on the Python sources of this machine, with a report (6 minutes)
+	@$(MAKE) --no-print-directory install EXTRAS=demo
+	$(BIN)/decant demo
+
+test: install lint  ## linters, type checks and all tests
+	$(BIN)/python -m pytest -q --durations=10
+
+test-fast: install  ## the default tier only
+	$(BIN)/python -m pytest -q -m "not slow"
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/hadolint Dockerfile
+
+format: install  ## put the sources into the house's form
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: bench-bytes bench-read bench-label  ## all benchmarks, figures into benchmarks/results
+
+bench-%: install
+	$(BIN)/python -m benchmarks.$* --threads $(THREADS)
+
+clean:  ## remove what the targets above made
+	rm -rf $(VENV) demo-output .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
