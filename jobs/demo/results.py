@@ -90,7 +90,7 @@ class Kill(Config):
     """Units committed until then."""
 
     recovered: float | None
-    """When the replica that took its place committed its first unit; None when there was nothing left for it."""
+    """When the replica that took its place committed its first unit; None when nothing was left for it."""
 
 
 class Labelling(Config):
