@@ -8,10 +8,14 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 from pipeline.config import Config
 from pipeline.targets.unit import Quarantined, Unit
+
+
+NOTHING_PLANNED: Mapping[str, str] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -29,15 +33,19 @@ class Source(Config, ABC):
     """A corpus: any number of files of one form, anywhere fsspec reaches."""
 
     @abstractmethod
-    def units(self) -> Iterator[Unit]:
-        """The units of the corpus in a stable order; the same files give the same units.
+    def units(self, planned: Mapping[str, str] = NOTHING_PLANNED) -> Iterator[Unit]:
+        """The units of the files that are not planned yet, in a stable order, as a stream.
 
-        Raises CorpusMissing when nothing matches.
+        The same files give the same units. planned: the fingerprint of each file that the store's plan holds, by
+        `Slice.url`. Such a file is never planned a second time, so a grown corpus adds units and changes none,
+        whatever else shares a unit with the new files and whatever the unit size is now.
+        Raises CorpusMissing when nothing matches, CorpusChanged when a planned file has another fingerprint.
         """
 
     @abstractmethod
     def read(self, unit: Unit) -> Iterator[Record | Quarantined]:
         """The records of a unit in order; one that cannot be read comes as Quarantined, with its reason.
 
-        Raises CorpusChanged when a file vanished or is no longer the planned one.
+        Raises CorpusChanged when a file vanished or is no longer the planned one, CorpusUnreadable when a file
+        is broken as a whole.
         """

@@ -31,6 +31,10 @@ class CorpusChanged(DecantError):
     """A planned corpus file vanished or is no longer the file that was planned."""
 
 
+class CorpusUnreadable(DecantError):
+    """A corpus file that is broken as a whole, so that its records cannot even be told apart."""
+
+
 class SpecMismatch(UserError):
     """A store, shard or job declares something else than what it is used with."""
 
