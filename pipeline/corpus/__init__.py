@@ -1,0 +1,13 @@
+"""Sources: one file each. A new one needs a `kind`, `units` and `read`, and its name in the union here."""
+
+from typing import Annotated
+
+from pydantic import Field
+
+from pipeline.corpus.arrays import ArrayFiles
+from pipeline.corpus.base import Record, Source
+from pipeline.corpus.text import TextFiles
+
+AnySource = Annotated[TextFiles | ArrayFiles, Field(discriminator="kind")]
+
+__all__ = ["AnySource", "ArrayFiles", "Record", "Source", "TextFiles"]

@@ -1,0 +1,27 @@
+"""Teachers: one file each. A new one needs a `kind`, `load` and a Teacher, and its name in the union here."""
+
+from typing import Annotated
+
+from pydantic import Field
+
+from pipeline.teachers.base import Batch, Output, Teacher, TeacherConfig
+from pipeline.teachers.causal_lm import CausalLM
+from pipeline.teachers.ensemble import Ensemble
+from pipeline.teachers.fake import Fake
+from pipeline.teachers.torch_callable import TorchCallable
+
+AnyTeacher = Annotated[CausalLM | TorchCallable | Ensemble | Fake, Field(discriminator="kind")]
+
+Ensemble.model_rebuild(_types_namespace={"AnyTeacher": AnyTeacher})
+
+__all__ = [
+    "AnyTeacher",
+    "Batch",
+    "CausalLM",
+    "Ensemble",
+    "Fake",
+    "Output",
+    "Teacher",
+    "TeacherConfig",
+    "TorchCallable",
+]

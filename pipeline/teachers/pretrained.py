@@ -1,0 +1,77 @@
+"""Loading a transformers model from a directory: safetensors only, no remote code, no weight left to chance."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any, Literal
+
+from pipeline.targets.errors import TeacherError
+from pipeline.teachers.base import TeacherConfig
+from pipeline.teachers.devices import device_of
+from pipeline.teachers.weights import directory_fingerprint, model_directory
+
+if TYPE_CHECKING:
+    import torch
+
+
+class Pretrained(TeacherConfig):
+    """A transformers model directory: config.json and safetensors."""
+
+    path: str
+    """The model's directory. Code that it may hold is never run."""
+
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """What the model computes in; its logits have this type."""
+
+    device: str = "auto"
+    """"cpu", "cuda", "cuda:1" …; "auto" is CUDA if there is any, else the CPU."""
+
+    attention: Literal["default", "eager", "sdpa", "flash_attention_2"] = "default"
+    """The attention implementation of transformers; by default its own choice for the model."""
+
+
+def load_pretrained(config: Pretrained, auto_class: str) -> tuple[Any, torch.device, dict[str, Any]]:
+    """The model in evaluation mode on its device, and its description for the spec.
+
+    auto_class: for example "AutoModelForCausalLM". Raises UserError when the path is no model directory,
+    TeacherError when the model does not load, or when the files lack some of its weights: transformers would
+    draw those at random and only warn.
+    """
+    import torch
+    import transformers
+
+    folder = model_directory(config.path)
+    device = device_of(config.device)
+    attention = {} if config.attention == "default" else {"attn_implementation": config.attention}
+    try:
+        model, info = getattr(transformers, auto_class).from_pretrained(
+            folder,
+            local_files_only=True,
+            trust_remote_code=False,
+            use_safetensors=True,
+            dtype=getattr(torch, config.dtype),
+            output_loading_info=True,
+            **attention,
+        )
+    except Exception as error:  # noqa: BLE001 - every kind of error means that this directory does not load
+        reason = str(error).strip().partition("\n")[0]
+        raise TeacherError(f"{config.path} does not load as {auto_class}: {reason}") from error
+    missing = sorted(info["missing_keys"])
+    if missing:
+        raise TeacherError(
+            f"{config.path} lacks weights that {type(model).__name__} needs ({', '.join(missing[:3])}"
+            f"{', …' if len(missing) > 3 else ''}): it was saved as another kind of model"
+        )
+    try:
+        model = model.to(device).eval().requires_grad_(False)
+    except RuntimeError as error:
+        raise TeacherError(f"{config.path} does not fit on {device}: {error}") from error
+    with open(f"{folder}/config.json", "rb") as file:
+        kind = json.load(file).get("model_type", "")
+    description = {
+        "kind": getattr(config, "kind", ""),
+        "model_type": kind,
+        "dtype": config.dtype,
+        "fingerprint": directory_fingerprint(folder),
+    }
+    return model, device, description

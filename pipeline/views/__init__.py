@@ -1,0 +1,13 @@
+"""Views: one file each. A new one needs a `kind`, `load` and a Renderer, and its name in the union here."""
+
+from typing import Annotated
+
+from pydantic import Field
+
+from pipeline.views.arrays import Arrays
+from pipeline.views.base import Rejected, Renderer, View, Views
+from pipeline.views.token_windows import TokenWindows
+
+AnyViews = Annotated[TokenWindows | Arrays, Field(discriminator="kind")]
+
+__all__ = ["AnyViews", "Arrays", "Rejected", "Renderer", "TokenWindows", "View", "Views"]

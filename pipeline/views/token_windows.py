@@ -1,0 +1,107 @@
+"""Token windows: a text becomes windows of at most `length` tokens.
+
+It knows the tokenizer's own file (tokenizer.json, read by the tokenizers library: no remote code). It knows no model.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+from pydantic import Field
+
+from pipeline.corpus.base import Record
+from pipeline.targets.errors import UserError
+from pipeline.targets.spec import Input, Vocabulary
+from pipeline.views.base import Rejected, Renderer, View, Views
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+
+class TokenWindows(Views):
+    """Windows of token ids, as the input "tokens".
+
+    A window begins with the last token of the one before, so that every token of a record but its first is
+    predicted exactly once. No special tokens are added.
+    """
+
+    kind: Literal["token_windows"] = "token_windows"
+    """Windows of tokens."""
+
+    tokenizer: str
+    """A directory with a tokenizer.json, or that file."""
+
+    length: int = Field(default=256, ge=2)
+    """Tokens of a window, at most."""
+
+    field: str = "text"
+    """The field of a record that holds its text."""
+
+    min_length: int = Field(default=2, ge=2)
+    """A last window with fewer tokens is dropped."""
+
+    def load(self) -> WindowRenderer:
+        """Raises UserError when there is no tokenizer.json or it cannot be read."""
+        from tokenizers import Tokenizer
+
+        path = os.path.abspath(os.path.expanduser(self.tokenizer))
+        if os.path.isdir(path):
+            path = os.path.join(path, "tokenizer.json")
+        try:
+            with open(path, "rb") as file:
+                data = file.read()
+        except OSError as error:
+            raise UserError(
+                f"no tokenizer at {self.tokenizer}: give a directory with a tokenizer.json"
+            ) from error
+        try:
+            tokenizer = Tokenizer.from_buffer(data)
+        except Exception as error:  # noqa: BLE001 - the library raises Exception itself
+            raise UserError(f"{path} is no tokenizer that the tokenizers library reads: {error}") from error
+        return WindowRenderer(self, tokenizer, hashlib.sha256(data).hexdigest())
+
+
+class WindowRenderer(Renderer):
+    """A loaded TokenWindows.
+
+    vocabulary.padded_size is its size here: how wide the teacher's logits are is known only to the teacher, and
+    whoever builds the spec puts that in its place.
+    """
+
+    def __init__(self, config: TokenWindows, tokenizer: Tokenizer, fingerprint: str) -> None:
+        if config.min_length > config.length:
+            raise UserError(f"views.min_length ({config.min_length}) is larger than length ({config.length})")
+        tokenizer.no_truncation()  # a tokenizer.json may hold either, and both would change the text's tokens
+        tokenizer.no_padding()
+        self.config, self.tokenizer = config, tokenizer
+        size = 1 + max(tokenizer.get_vocab(with_added_tokens=True).values(), default=-1)
+        self.dtype = "<u2" if size <= 1 << 16 else "<u4"
+        self.inputs = (Input("tokens", self.dtype, (None,)),)
+        self.vocabulary = Vocabulary(size, size, fingerprint)
+        self.description = {
+            "kind": config.kind,
+            "fingerprint": fingerprint,
+            "length": config.length,
+            "min_length": config.min_length,
+            "field": config.field,
+        }
+
+    def render(self, record: Record) -> list[View]:
+        text = record.data.get(self.config.field)
+        if not isinstance(text, str):
+            raise Rejected("undecodable", f"{record.key} has no text in its field {self.config.field!r}")
+        try:
+            encoding = self.tokenizer.encode_batch_fast([text], add_special_tokens=False)[0]
+        except UnicodeEncodeError as error:
+            raise Rejected("undecodable", f"{record.key} is no valid Unicode text: {error}") from error
+        tokens = np.array(encoding.ids, dtype=self.dtype)
+        step = self.config.length - 1
+        windows = [tokens[i : i + self.config.length] for i in range(0, max(len(tokens) - 1, 0), step)]
+        if windows and len(windows[-1]) < self.config.min_length:
+            del windows[-1]
+        if not windows:
+            raise Rejected("empty", f"{record.key} has {len(tokens)} tokens, too few for a window")
+        return [View({"tokens": window}, len(window)) for window in windows]
