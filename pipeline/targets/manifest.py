@@ -1,0 +1,182 @@
+"""The manifest: commit records folded into one Parquet file, so that a million shards open in seconds.
+
+It knows the file's columns and how to find a unit in it. Manifests are numbered and never change; the
+highest number counts. A unit in the manifest wins over any commit record of its name.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import io
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from pipeline.targets.commit import Commit
+from pipeline.targets.errors import SpecMismatch, StorageError
+from pipeline.targets.storage import Storage
+
+_TYPES = {
+    "str": pa.string(),
+    "str | None": pa.string(),
+    "int": pa.int64(),
+    "float": pa.float64(),
+    "Mapping[str, float]": pa.map_(pa.string(), pa.float64()),
+    "Mapping[str, list[int]]": pa.map_(pa.string(), pa.list_(pa.int64())),
+}
+SCHEMA = pa.schema(
+    [
+        pa.field(field.name, _TYPES[str(field.type)], nullable=str(field.type) == "str | None")
+        for field in dataclasses.fields(Commit)
+    ]
+)
+_GROUP_ROWS = 2**14
+_PLAIN = [name for name in SCHEMA.names if name not in ("statistics", "histograms")]
+
+
+def manifest_name(number: int) -> str:
+    """Manifests count from 1."""
+    return f"manifest/{number:08d}.parquet"
+
+
+class Manifest:
+    """One manifest. units: the ids in it, sorted, S32 [len]: 32 bytes a unit, not a Python object each."""
+
+    def __init__(self, storage: Storage, number: int, fingerprint: str) -> None:
+        """number: 0 for the empty one that every store begins with.
+
+        Raises FileNotFoundError, StorageError when the file does not decode, SpecMismatch when it is of
+        another store.
+        """
+        self.number = number
+        self._storage, self._fingerprint = storage, fingerprint
+        columns = [batch.column(0).cast(pa.binary()).cast(pa.binary(32)) for batch in self._batches(["unit"])]
+        self.units = _sorted(columns)
+
+    def __len__(self) -> int:
+        return len(self.units)
+
+    def __contains__(self, unit: str) -> bool:
+        wanted = np.bytes_(unit)
+        at = int(np.searchsorted(self.units, wanted))
+        return at < len(self.units) and bool(self.units[at] == wanted)
+
+    def ids(self) -> Iterator[str]:
+        """The ids of its units, sorted."""
+        for start in range(0, len(self.units), _GROUP_ROWS):
+            yield from self.units[start : start + _GROUP_ROWS].astype("U32").tolist()
+
+    def commits(self) -> Iterator[Commit]:
+        """All its commit records, in the order of compaction."""
+        for batch in self._batches(None):
+            yield from self._commits(batch)
+
+    def find(self, unit: str) -> Commit | None:
+        """The unit's commit record."""
+        if unit not in self:
+            return None
+        with self._opened() as file:
+            for group in range(file.num_row_groups):
+                at = pc.index(self._read(file, group, ["unit"]).column(0), unit).as_py()
+                if at >= 0:
+                    return next(self._commits(self._read(file, group, None).slice(at, 1)))
+        return None
+
+    def encode(self, new: Iterable[Commit], without: frozenset[str]) -> bytes:
+        """The file of the next manifest: this one's units but those of `without`, then the new ones."""
+        sink = io.BytesIO()
+        schema = SCHEMA.with_metadata({"decant.spec_fingerprint": self._fingerprint})
+        with pq.ParquetWriter(
+            sink,
+            schema,
+            compression="zstd",
+            use_dictionary=["device", "spec_fingerprint"],
+            write_page_checksum=True,
+        ) as writer:
+            for batch in self._batches(None):
+                if without:
+                    dropped = pc.is_in(batch.column(0), pa.array(sorted(without), pa.string()))
+                    batch = batch.filter(pc.invert(dropped))
+                writer.write_batch(batch.replace_schema_metadata(schema.metadata))
+            for group in _groups(new):
+                writer.write_batch(_batch(group, schema))
+        return sink.getvalue()
+
+    @contextlib.contextmanager
+    def _opened(self) -> Iterator[Any]:
+        with self._storage.open(manifest_name(self.number)) as source:
+            try:
+                file = pq.ParquetFile(source, page_checksum_verification=True)
+                schema = file.schema_arrow
+            except (pa.ArrowException, OSError, ValueError) as error:
+                raise self._broken(error) from error
+            if not schema.equals(SCHEMA):
+                raise self._broken("its columns are not a manifest's")
+            if (schema.metadata or {}).get(b"decant.spec_fingerprint") != self._fingerprint.encode():
+                raise SpecMismatch(
+                    f"{manifest_name(self.number)} of {self._storage.url} is of another store: remove it"
+                )
+            yield file
+
+    def _batches(self, columns: list[str] | None) -> Iterator[pa.RecordBatch]:
+        if self.number:
+            with self._opened() as file:
+                for group in range(file.num_row_groups):
+                    yield self._read(file, group, columns)
+
+    def _read(self, file: Any, group: int, columns: list[str] | None) -> pa.RecordBatch:
+        try:
+            table = file.read_row_group(group, columns, use_threads=False)
+            return pa.RecordBatch.from_struct_array(table.to_struct_array().combine_chunks())
+        except (pa.ArrowException, OSError, ValueError) as error:
+            raise self._broken(error) from error
+
+    def _commits(self, batch: pa.RecordBatch) -> Iterator[Commit]:
+        columns = [batch.column(name).to_pylist() for name in _PLAIN]
+        statistics = batch.column("statistics").to_pylist(maps_as_pydicts="strict")
+        histograms = batch.column("histograms").to_pylist(maps_as_pydicts="strict")
+        for *plain, means, bins in zip(*columns, statistics, histograms, strict=True):
+            try:
+                yield Commit(**dict(zip(_PLAIN, plain, strict=True)), statistics=means, histograms=bins)
+            except ValueError as error:
+                raise self._broken(error) from error
+
+    def _broken(self, error: object) -> StorageError:
+        return StorageError(
+            f"{manifest_name(self.number)} of {self._storage.url} is broken ({error}): "
+            "restore it from a copy; the shards are untouched"
+        )
+
+
+def _sorted(columns: list[pa.Array]) -> np.ndarray[Any, np.dtype[np.bytes_]]:
+    parts = [
+        np.frombuffer(column.buffers()[1], dtype="S32")[column.offset : column.offset + len(column)]
+        for column in columns
+    ]
+    return np.sort(np.concatenate([np.zeros(0, dtype="S32"), *parts]))
+
+
+def _groups(commits: Iterable[Commit]) -> Iterator[list[Commit]]:
+    group: list[Commit] = []
+    for commit in commits:
+        group.append(commit)
+        if len(group) == _GROUP_ROWS:
+            yield group
+            group = []
+    if group:
+        yield group
+
+
+def _batch(commits: list[Commit], schema: pa.Schema) -> pa.RecordBatch:
+    columns = []
+    for field in schema:
+        values = [getattr(commit, field.name) for commit in commits]
+        if pa.types.is_map(field.type):
+            values = [sorted(value.items()) for value in values]
+        columns.append(pa.array(values, field.type))
+    return pa.RecordBatch.from_arrays(columns, schema=schema)

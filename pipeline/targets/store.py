@@ -1,0 +1,338 @@
+"""The store: what is planned, what is committed, and how both stay true whoever is killed when.
+
+It knows names and their order of becoming durable. A unit is in the store if and only if it is in the newest
+manifest or has a commit record; there is never more than one of it. Bytes move in `storage`, columns are laid
+out in `containers`, what rows mean is in `rows`. docs/format.md says all of it byte for byte.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import re
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+from pipeline.targets import plan
+from pipeline.targets.commit import Commit, commit_name
+from pipeline.targets.containers import parquet
+from pipeline.targets.errors import CorruptShard, SpecMismatch, UserError
+from pipeline.targets.manifest import Manifest, manifest_name
+from pipeline.targets.rows import Rows
+from pipeline.targets.spec import Spec, differences
+from pipeline.targets.storage import TEMPORARY, Storage
+from pipeline.targets.strict import build
+from pipeline.targets.unit import Quarantined, Unit
+from pipeline.targets.writer import ShardWriter
+
+if TYPE_CHECKING:
+    from pipeline.targets.verify import Verification
+
+SPEC = "spec.json"
+_CURE = "restore it from a copy, or discard its unit and label again"
+_ATTEMPT = re.compile(r"(?:shards/[0-9a-f]{2}|quarantine)/([0-9a-f]{32})-([0-9a-f]{16})\.[a-z]+")
+_RECORD = re.compile(r"commits/([0-9a-f]{32})\.json")
+_MANIFEST = re.compile(r"manifest/([0-9]{8})\.parquet")
+
+
+class Store:
+    """A store of targets at a URL. Safe to use from several threads and any number of processes."""
+
+    def __init__(self, storage: Storage, spec: Spec) -> None:
+        """Use `Store.create` or `Store.open`."""
+        self.storage = storage
+        self.spec = spec
+        self._manifest = Manifest(storage, 0, spec.fingerprint)
+
+    @property
+    def url(self) -> str:
+        """Where it is. Never holds credentials."""
+        return self.storage.url
+
+    @classmethod
+    def create(cls, url: str, spec: Spec, options: Mapping[str, Any] | None = None) -> Store:
+        """Make a store, or open the one that is there with an equal spec.
+
+        Raises SpecMismatch that names what differs, StorageError if the storage cannot hold a store.
+        """
+        storage = Storage(url, options)
+        storage.probe()
+        if not storage.put_if_absent(SPEC, spec.to_json(indent=1).encode()):
+            found = Spec.from_json(storage.read(SPEC))
+            if found.fingerprint != spec.fingerprint:
+                what = "; ".join(differences(spec, found))
+                raise SpecMismatch(
+                    f"the store {storage.url} was made with other settings (wanted against stored: {what}): "
+                    "give another store url, or go back to the settings of the store"
+                )
+        return cls(storage, spec)
+
+    @classmethod
+    def open(cls, url: str, options: Mapping[str, Any] | None = None) -> Store:
+        """Open what is there. Raises UserError if there is no store."""
+        storage = Storage(url, options)
+        try:
+            data = storage.read(SPEC)
+        except FileNotFoundError:
+            raise UserError(
+                f"there is no store at {storage.url}: check the URL, or label something first"
+            ) from None
+        return cls(storage, Spec.from_json(data))
+
+    # The plan
+
+    def write_plan(self, units: Iterable[Unit], corpus: Mapping[str, Any]) -> int:
+        """Add the units that no earlier plan has, as a new generation; how many those were.
+
+        corpus: its description, kept in the plan. The units are read once, in a stream; only ids are held.
+        """
+        known: set[str] = set()
+        source: Iterable[tuple[str, Unit]] = ((unit.id, unit) for unit in units)
+        while True:
+            number = max(map(plan.generation_of, self._plan_names()), default=0) + 1
+            for generation in self._generations():
+                known.update(generation.ids())
+            data, count = plan.encode(_new(source, known), corpus)
+            if not count or self.storage.put_if_absent(plan.plan_name(number), data):
+                return count
+            # Another process planned at the same time: what it planned is not ours to plan again.
+            known.clear()
+            source = plan.PlanFile(io.BytesIO(data), "at hand").units()
+
+    def planned(self) -> Iterator[Unit]:
+        """All units of all generations, in the order of planning, streamed."""
+        for _, unit in self._planned():
+            yield unit
+
+    def planned_count(self) -> int:
+        """How many units `planned` gives."""
+        return sum(len(generation) for generation in self._generations())
+
+    def pending(self) -> Iterator[Unit]:
+        """Planned and not committed when the iteration began, in plan order."""
+        done = self.committed()
+        for name, unit in self._planned():
+            if name not in done:
+                yield unit
+
+    def _planned(self) -> Iterator[tuple[str, Unit]]:
+        for generation in self._generations():
+            yield from generation.units()
+
+    def _generations(self) -> Iterator[plan.PlanFile]:
+        for name in self._plan_names():
+            with self.storage.open(name) as file:
+                yield plan.PlanFile(file, name)
+
+    def _plan_names(self) -> list[str]:
+        return sorted(entry.name for entry in self.storage.list("plan/") if plan.generation_of(entry.name))
+
+    # What is committed
+
+    def commits(self) -> Iterator[Commit]:
+        """Every committed unit's record, exactly once, streamed."""
+        newer = self._record_units()  # before the manifest: a record only ever vanishes into it
+        manifest = self._newest()
+        for commit in manifest.commits():
+            newer.discard(commit.unit)
+            yield commit
+        folded = []
+        for name, data in self.storage.read_many([commit_name(unit) for unit in sorted(newer)]):
+            if data is None:
+                folded.append(name)
+            else:
+                yield self._record(data, name)
+        if folded:
+            wanted = set(folded)
+            for commit in self._newest().commits():
+                if commit_name(commit.unit) in wanted:
+                    yield commit
+
+    def committed(self) -> set[str]:
+        """Ids of the committed units."""
+        units = self._record_units()
+        units.update(self._newest().ids())
+        return units
+
+    def find(self, unit_id: str) -> Commit | None:
+        """The unit's commit record, None if it is not committed."""
+        record = self._read_record(unit_id)  # before the manifest: a record only ever vanishes into it
+        return self._newest().find(unit_id) or record
+
+    def writer(self, unit_id: str) -> ShardWriter:
+        """For labelling a unit, as a context manager. Nothing is in the store before its `commit`."""
+        return ShardWriter(self, unit_id)
+
+    def publish(self, commit: Commit) -> Commit:
+        """Make the attempt the unit's, if no other is: the winner's record, ours or another's.
+
+        All that the record names must be durable before.
+        """
+        name = commit_name(commit.unit)
+        while True:
+            self.storage.put_if_absent(name, commit.to_json())
+            # A late attempt can find the name free, because the winner's record was folded into the manifest.
+            winner = self.find(commit.unit)
+            if winner is not None:
+                break
+        if winner.attempt != commit.attempt and commit.unit in self._newest():
+            stray = self._read_record(commit.unit)
+            if stray is not None and stray.attempt == commit.attempt:
+                self.storage.delete([name])
+        return winner
+
+    # Reading
+
+    def read(self, commit: Commit) -> Iterator[Rows]:
+        """The rows of a unit, a row group at a time, after the checksum of the whole shard was verified.
+
+        Raises CorruptShard, or SpecMismatch for a shard of another store; both name the shard.
+        """
+        if commit.shard is None:
+            return
+        data = self._checked(commit.shard, commit.shard_sha256, "shard")
+        rows = 0
+        try:
+            for batch in parquet.read(data, self.spec):
+                part = Rows.from_arrow(self.spec, batch)
+                rows += len(part)
+                yield part
+            if rows != commit.rows:
+                raise CorruptShard(f"it has {rows} rows and {commit.rows} were committed")
+        except (CorruptShard, SpecMismatch) as error:
+            raise type(error)(f"shard {commit.shard} of {self.url}: {error}; {_CURE}") from error
+
+    def quarantined(self, commit: Commit) -> Iterator[Quarantined]:
+        """What of a unit could not be labelled. Raises CorruptShard that names the file."""
+        if commit.quarantine is None:
+            return
+        data = self._checked(commit.quarantine, commit.quarantine_sha256, "quarantine file")
+        for line in data.splitlines():
+            try:
+                yield build(Quarantined, json.loads(line))
+            except (ValueError, TypeError) as error:
+                raise CorruptShard(
+                    f"quarantine file {commit.quarantine} of {self.url}: {error}; {_CURE}"
+                ) from error
+
+    def verify(self, progress: Callable[[Commit], None] | None = None) -> Verification:
+        """Read all that is committed and list what is wrong with it. progress: called after each unit."""
+        from pipeline.targets.verify import verify
+
+        return verify(self, progress)
+
+    def _checked(self, name: str, sha256: str | None, what: str) -> bytes:
+        try:
+            data = self.storage.read(name)
+        except FileNotFoundError:
+            raise CorruptShard(f"{what} {name} of {self.url} is missing; {_CURE}") from None
+        if hashlib.sha256(data).hexdigest() != sha256:
+            raise CorruptShard(f"{what} {name} of {self.url} has not the bytes that were committed; {_CURE}")
+        return data
+
+    # Upkeep
+
+    def compact(self) -> int:
+        """Fold the commit records into a new manifest; the number of units in it."""
+        return len(self._fold(frozenset()))
+
+    def discard(self, units: Iterable[str]) -> None:
+        """Take units out of the store, for example damaged ones, so that labelling does them again."""
+        wanted = frozenset(units)
+        while wanted & self.committed():
+            self._fold(wanted)
+            self.storage.delete([commit_name(unit) for unit in wanted])
+
+    def gc(self, grace_seconds: float = 3600.0, delete: bool = True) -> list[str]:
+        """Remove what nothing refers to and is older than the grace; its names, sorted.
+
+        Shards and quarantine files of attempts that lost or died, half-written files, commit records of units
+        that the manifest holds, and older manifests. The grace must be longer than an attempt may take
+        between the upload of its shard and its commit record. delete: False only lists.
+        """
+        before = time.time() - grace_seconds
+        manifest = self._newest()
+        live = {(commit.unit, commit.attempt) for commit in self.commits()}
+        names = []
+        for folder in ("shards/", "quarantine/"):
+            for entry in self.storage.list(folder):
+                attempt = _ATTEMPT.fullmatch(entry.name)
+                if attempt and entry.modified <= before and attempt.group(1, 2) not in live:
+                    # Once more, now that it is listed: it may have been committed meanwhile.
+                    winner = self.find(attempt[1])
+                    if winner is None or winner.attempt != attempt[2]:
+                        names.append(entry.name)
+        for entry in self.storage.list("commits/"):
+            record = _RECORD.fullmatch(entry.name)
+            if record and entry.modified <= before and record[1] in manifest:
+                names.append(entry.name)
+        names += [entry.name for entry in self.storage.list(TEMPORARY) if entry.modified <= before]
+        numbered = sorted(self.storage.list("manifest/"), key=lambda entry: entry.name)
+        # A reader may be in the middle of a manifest until the grace after the next one came.
+        names += [entry.name for entry, successor in pairwise(numbered) if successor.modified <= before]
+        if delete:
+            self.storage.delete(names)
+        return sorted(names)
+
+    def _fold(self, without: frozenset[str]) -> Manifest:
+        while True:
+            newer = self._record_units()
+            manifest = self._newest()
+            fresh = sorted(unit for unit in newer if unit not in manifest and unit not in without)
+            dropped = any(unit in manifest for unit in without)
+            if fresh or dropped:
+                data = manifest.encode(self._records(fresh), without)
+                if not self.storage.put_if_absent(manifest_name(manifest.number + 1), data):
+                    continue  # another process compacted: begin again from its manifest
+                manifest = self._newest()
+            self.storage.delete([commit_name(unit) for unit in newer if unit in manifest])
+            return manifest
+
+    def _newest(self) -> Manifest:
+        """The manifest of the highest number. Its units' ids are kept until there is a newer one."""
+        while True:
+            names = [entry.name for entry in self.storage.list("manifest/")]
+            numbers = [int(found[1]) for name in names if (found := _MANIFEST.fullmatch(name))]
+            newest = max(numbers, default=0)
+            if newest != self._manifest.number:
+                try:
+                    self._manifest = Manifest(self.storage, newest, self.spec.fingerprint)
+                except FileNotFoundError:
+                    continue  # a newer one has replaced it since the listing
+            return self._manifest
+
+    def _record_units(self) -> set[str]:
+        names = (_RECORD.fullmatch(entry.name) for entry in self.storage.list("commits/"))
+        return {found[1] for found in names if found}
+
+    def _read_record(self, unit: str) -> Commit | None:
+        try:
+            data = self.storage.read(commit_name(unit))
+        except FileNotFoundError:
+            return None
+        return self._record(data, commit_name(unit))
+
+    def _records(self, units: Sequence[str]) -> Iterator[Commit]:
+        for name, data in self.storage.read_many([commit_name(unit) for unit in units]):
+            if data is not None:
+                yield self._record(data, name)
+
+    def _record(self, data: bytes, name: str) -> Commit:
+        commit = Commit.from_json(data, name)
+        if commit.spec_fingerprint != self.spec.fingerprint:
+            raise SpecMismatch(
+                f"the commit record {name} of {self.url} belongs to a store of another spec: delete it and "
+                "label its unit again"
+            )
+        return commit
+
+
+def _new(units: Iterable[tuple[str, Unit]], known: set[str]) -> Iterator[tuple[str, Unit]]:
+    """Those not known yet, which are known from then on."""
+    for name, unit in units:
+        if name not in known:
+            known.add(name)
+            yield name, unit
