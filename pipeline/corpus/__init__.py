@@ -6,8 +6,10 @@ from pydantic import Field
 
 from pipeline.corpus.arrays import ArrayFiles
 from pipeline.corpus.base import Record, Source
+from pipeline.corpus.jsonl import JsonLines
+from pipeline.corpus.parquet import ParquetFiles
 from pipeline.corpus.text import TextFiles
 
-AnySource = Annotated[TextFiles | ArrayFiles, Field(discriminator="kind")]
+AnySource = Annotated[TextFiles | JsonLines | ParquetFiles | ArrayFiles, Field(discriminator="kind")]
 
-__all__ = ["AnySource", "ArrayFiles", "Record", "Source", "TextFiles"]
+__all__ = ["AnySource", "ArrayFiles", "JsonLines", "ParquetFiles", "Record", "Source", "TextFiles"]

@@ -19,7 +19,8 @@ from numpy.lib import format as npy
 from pydantic import PositiveInt
 
 from pipeline.corpus.base import NOTHING_PLANNED, Record
-from pipeline.corpus.files import FileSource, cut, open_file, pack
+from pipeline.corpus.files import FileSource, cut, pack, part_of
+from pipeline.corpus.listing import open_file
 from pipeline.targets.errors import ConfigError, CorpusUnreadable
 from pipeline.targets.unit import Quarantined, Slice, Unit
 
@@ -57,7 +58,7 @@ class ArrayFiles(FileSource):
     def units(self, planned: Mapping[str, str] = NOTHING_PLANNED) -> Iterator[Unit]:
         return pack(self._parts(planned), self.unit_rows)
 
-    def _parts(self, planned: Mapping[str, str]) -> Iterator[tuple[Slice, int]]:
+    def _parts(self, planned: Mapping[str, str]) -> Iterator[tuple[Slice, int, int]]:
         for file in self.new_files(planned):
             with open_file(file.url, self.options) as opened, self._array(file.url, opened) as array:
                 layout = read_layout(file.url, array)
@@ -67,7 +68,8 @@ class ArrayFiles(FileSource):
                         f"{file.url} ends before its last row: copy it again, or exclude it"
                     )
             for start, stop in cut(layout.rows, self.unit_rows):
-                yield file.slice(start, stop), stop - start
+                rows = stop - start
+                yield part_of(file, start, stop), rows, rows * layout.row_bytes
 
     def read(self, unit: Unit) -> Iterator[Record | Quarantined]:
         row = 0

@@ -14,7 +14,6 @@ from typing import Any
 from pipeline.config import Config
 from pipeline.targets.unit import Quarantined, Unit
 
-
 NOTHING_PLANNED: Mapping[str, str] = MappingProxyType({})
 
 
@@ -36,9 +35,9 @@ class Source(Config, ABC):
     def units(self, planned: Mapping[str, str] = NOTHING_PLANNED) -> Iterator[Unit]:
         """The units of the files that are not planned yet, in a stable order, as a stream.
 
-        The same files give the same units. planned: the fingerprint of each file that the store's plan holds, by
-        `Slice.url`. Such a file is never planned a second time, so a grown corpus adds units and changes none,
-        whatever else shares a unit with the new files and whatever the unit size is now.
+        The same files give the same units. planned: the fingerprint of each file in the store's plan, by
+        `Slice.url`. Such a file is never planned a second time, so a grown corpus adds units and changes
+        none, whatever shares a unit with the new files and whatever the unit size is now.
         Raises CorpusMissing when nothing matches, CorpusChanged when a planned file has another fingerprint.
         """
 
@@ -46,6 +45,6 @@ class Source(Config, ABC):
     def read(self, unit: Unit) -> Iterator[Record | Quarantined]:
         """The records of a unit in order; one that cannot be read comes as Quarantined, with its reason.
 
-        Raises CorpusChanged when a file vanished or is no longer the planned one, CorpusUnreadable when a file
-        is broken as a whole.
+        Raises CorpusChanged when a file vanished or is no longer the planned one, CorpusUnreadable when
+        a file is broken as a whole.
         """

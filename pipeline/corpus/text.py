@@ -12,15 +12,15 @@ from typing import ClassVar, Literal
 from pydantic import PositiveInt
 
 from pipeline.corpus.base import NOTHING_PLANNED, Record
-from pipeline.corpus.files import FileSource, is_local, open_file, pack
-from pipeline.targets.errors import CorpusChanged, CorpusUnreadable
+from pipeline.corpus.files import FileSource, pack, whole
+from pipeline.corpus.listing import is_local
 from pipeline.targets.unit import Quarantined, Slice, Unit
 
 READERS = 16  # requests at a time for remote files, each of which costs a round trip
 
 
 class TextFiles(FileSource):
-    """A folder tree of UTF-8 files; a record is {"text": str}, its key the file's path under the corpus root."""
+    """UTF-8 files; a record is {"text": str}, its key the file's path below the URLs' common root."""
 
     usual: ClassVar[tuple[str, ...]] = ("*",)
 
@@ -35,7 +35,7 @@ class TextFiles(FileSource):
 
     def units(self, planned: Mapping[str, str] = NOTHING_PLANNED) -> Iterator[Unit]:
         files = self.new_files(planned)
-        return pack(((file.slice(0, file.size), file.size) for file in files), self.unit_bytes)
+        return pack(((whole(file), file.size, file.size) for file in files), self.unit_bytes)
 
     def read(self, unit: Unit) -> Iterator[Record | Quarantined]:
         for row, (part, data) in enumerate(self._contents(unit)):
@@ -61,17 +61,8 @@ class TextFiles(FileSource):
                 yield from zip(parts, pool.map(self._content, parts), strict=True)
 
     def _content(self, part: Slice) -> bytes | None:
-        """The file's bytes. They are checked after they were read, so they are what was planned."""
+        """The bytes of the planned file; None if they are too many."""
         if part.size > self.max_file_bytes:
             return None
-        try:
-            with open_file(part.url, self.options) as file:
-                data = file.read(part.size + 1)
-        except FileNotFoundError as error:
-            raise CorpusChanged(
-                f"the planned corpus file {part.url} vanished: restore it, or label what is left into a new store"
-            ) from error
-        except OSError as error:
-            raise CorpusUnreadable(f"the corpus file {part.url} cannot be read: {error}") from error
-        self.check(part)
-        return data
+        with self.open(part) as file:
+            return file.read()

@@ -41,11 +41,17 @@ class Batch:
 
 
 class Teacher(Protocol):
-    """A loaded teacher on its device. Calls may not change it, and padding may not change a view's outputs."""
+    """A loaded teacher on its device. Calls may not change it, padding may not change a view's outputs."""
 
-    outputs: Mapping[str, Output]
-    description: Mapping[str, Any]
-    """For the spec: kind and "fingerprint" (of the weights), never a credential."""
+    @property
+    def outputs(self) -> Mapping[str, Output]:
+        """The heads, by name."""
+        ...
+
+    @property
+    def description(self) -> Mapping[str, Any]:
+        """For the spec: kind and "fingerprint" (of the weights), never a credential."""
+        ...
 
     def __call__(self, batch: Batch) -> Mapping[str, torch.Tensor]:
         """By head: logits [views, V] for "single", [views, L, V] for "next_token", on the teacher's device.

@@ -27,7 +27,7 @@ class CausalLM(Pretrained):
 
 
 class CausalLMTeacher:
-    """A loaded CausalLM. Its head's size is the width of the logits, which may exceed the tokenizer's size."""
+    """A loaded CausalLM. Its head's size is the width of the logits, often more than the tokenizer's ids."""
 
     def __init__(self, config: CausalLM) -> None:
         self.model, self.device, self.description = load_pretrained(config, "AutoModelForCausalLM")
@@ -43,8 +43,8 @@ class CausalLMTeacher:
         tokens = tensor(batch.inputs["tokens"], self.device)
         given: dict[str, Any] = {}
         if int(batch.lengths.min()) < tokens.shape[1]:
-            # Padding stands at the end, where causal attention cannot look; the mask is for models that do more
-            # than attend. Without it, attention may take its faster kernels.
+            # Padding stands at the end, where causal attention cannot look; the mask is for models that do
+            # more than attend. Without it, attention may take its faster kernels.
             mask = np.arange(tokens.shape[1]) < batch.lengths[:, None]
             given["attention_mask"] = tensor(mask.astype(np.int64), self.device)
         with torch.inference_mode():

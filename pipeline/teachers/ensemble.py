@@ -6,12 +6,12 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
 from pipeline.targets.errors import UserError
-from pipeline.teachers.base import Batch, TeacherConfig
+from pipeline.teachers.base import Batch, Output, Teacher, TeacherConfig
 
 if TYPE_CHECKING:
     import torch
@@ -41,17 +41,17 @@ class EnsembleTeacher:
 
     def __init__(self, config: Ensemble) -> None:
         self.average = config.average
-        self.members = [member.load() for member in config.members]
-        self.outputs = dict(self.members[0].outputs)
+        self.members: list[Teacher] = [member.load() for member in config.members]
+        self.outputs: dict[str, Output] = dict(self.members[0].outputs)
         for i, member in enumerate(self.members[1:], start=2):
             if dict(member.outputs) != self.outputs:
                 raise UserError(
-                    f"member {i} of the ensemble has the heads {dict(member.outputs)}, the first {self.outputs}: "
-                    "only like heads can be averaged"
+                    f"member {i} of the ensemble has the heads {dict(member.outputs)}, "
+                    f"the first has {self.outputs}: only like heads can be averaged"
                 )
         described = [dict(member.description) for member in self.members]
         text = json.dumps([self.average, described], sort_keys=True)
-        self.description = {
+        self.description: dict[str, Any] = {
             "kind": config.kind,
             "average": self.average,
             "members": described,

@@ -22,7 +22,7 @@ ROWS = 64  # distinct rows of logits
 
 
 class Fake(TeacherConfig):
-    """Logits as a function of the input's values alone. Shipped so that others can test their jobs without a model."""
+    """Logits as a function of the input's values alone: for testing a job without a model."""
 
     kind: Literal["fake"] = "fake"
     """No model."""

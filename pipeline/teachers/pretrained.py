@@ -1,4 +1,4 @@
-"""Loading a transformers model from a directory: safetensors only, no remote code, no weight left to chance."""
+"""Loading a transformers model from a directory: safetensors only, no remote code, no random weights."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def load_pretrained(config: Pretrained, auto_class: str) -> tuple[Any, torch.dev
             output_loading_info=True,
             **attention,
         )
-    except Exception as error:  # noqa: BLE001 - every kind of error means that this directory does not load
+    except Exception as error:
         reason = str(error).strip().partition("\n")[0]
         raise TeacherError(f"{config.path} does not load as {auto_class}: {reason}") from error
     missing = sorted(info["missing_keys"])

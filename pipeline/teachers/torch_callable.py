@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 class TorchCallable(TeacherConfig):
     """What `factory(**arguments)` returns: a torch.nn.Module, or an object that is a Teacher already.
 
-    A module is called with the inputs as keyword tensors on its device (for example `forward(image)`; token ids
-    as int64), and with `lengths`, int64 [views], if its forward has a parameter of that name. It returns the
-    logits of the head "logits", or a dict of head to logits.
+    A module is called with the inputs as keyword tensors on its device (for example `forward(image)`; token
+    ids as int64), and with `lengths`, int64 [views], if its forward has a parameter of that name. It returns
+    the logits of the head "logits", or a dict of head to logits.
     """
 
     kind: Literal["torch"] = "torch"
@@ -33,10 +33,10 @@ class TorchCallable(TeacherConfig):
     factory: str = Field(pattern=r"^[\w.]+:[\w.]+$")
     """The function that makes it, as package.module:function."""
 
-    arguments: dict[str, Any] = {}
+    arguments: dict[str, Any] = Field(default={})
     """Keyword arguments of the function, for example the path of the weights."""
 
-    heads: dict[str, PositiveInt] = {}
+    heads: dict[str, PositiveInt] = Field(default={})
     """Classes of each head of the module: {logits: 10}. Needed unless the function returns a Teacher."""
 
     positions: Positions = "single"
@@ -54,8 +54,8 @@ class TorchCallable(TeacherConfig):
         lacking = [name for name in ("outputs", "description") if not hasattr(made, name)]
         if lacking or not callable(made) or "fingerprint" not in made.description:
             raise UserError(
-                f"{self.factory} returned {type(made).__name__}, which is neither a torch.nn.Module nor a Teacher "
-                "(callable, with outputs and a description that has a fingerprint)"
+                f"{self.factory} returned {type(made).__name__}, which is neither a torch.nn.Module nor a "
+                "Teacher (callable, with outputs and a description that has a fingerprint)"
             )
         teacher: Teacher = made
         return teacher
@@ -95,8 +95,8 @@ class ModuleTeacher:
                 raise TeacherError(f"{self.factory} returned no tensor for the head {name!r}")
             if logits.shape[-1] != output.size or len(logits) != len(batch):
                 raise TeacherError(
-                    f"{self.factory} returned {tuple(logits.shape)} for the head {name!r} of {output.size} classes "
-                    f"and {len(batch)} views: correct teacher.heads"
+                    f"{self.factory} returned {tuple(logits.shape)} for the head {name!r} of {output.size} "
+                    f"classes and {len(batch)} views: correct teacher.heads"
                 )
         return {name: named[name] for name in self.outputs}
 
@@ -110,9 +110,9 @@ def find(factory: str) -> Callable[..., Any]:
             found = getattr(found, part)
     except (ImportError, AttributeError) as error:
         raise UserError(
-            f"the teacher's factory {factory} cannot be imported ({error}): is it installed, or on PYTHONPATH?"
+            f"the teacher factory {factory} cannot be imported ({error}): is it installed, or on PYTHONPATH?"
         ) from error
     if not callable(found):
-        raise UserError(f"the teacher's factory {factory} is no function")
+        raise UserError(f"the teacher factory {factory} is no function")
     factory_function: Callable[..., Any] = found
     return factory_function

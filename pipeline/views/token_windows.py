@@ -1,6 +1,7 @@
 """Token windows: a text becomes windows of at most `length` tokens.
 
-It knows the tokenizer's own file (tokenizer.json, read by the tokenizers library: no remote code). It knows no model.
+It knows the tokenizer's own file (tokenizer.json, read by the tokenizers library: no remote code). It knows
+no model.
 """
 
 from __future__ import annotations
@@ -59,7 +60,7 @@ class TokenWindows(Views):
             ) from error
         try:
             tokenizer = Tokenizer.from_buffer(data)
-        except Exception as error:  # noqa: BLE001 - the library raises Exception itself
+        except Exception as error:
             raise UserError(f"{path} is no tokenizer that the tokenizers library reads: {error}") from error
         return WindowRenderer(self, tokenizer, hashlib.sha256(data).hexdigest())
 
@@ -67,8 +68,8 @@ class TokenWindows(Views):
 class WindowRenderer(Renderer):
     """A loaded TokenWindows.
 
-    vocabulary.padded_size is its size here: how wide the teacher's logits are is known only to the teacher, and
-    whoever builds the spec puts that in its place.
+    vocabulary.padded_size is its size here: only the teacher knows how wide its logits are, and whoever
+    builds the spec puts that in its place.
     """
 
     def __init__(self, config: TokenWindows, tokenizer: Tokenizer, fingerprint: str) -> None:
