@@ -1,0 +1,236 @@
+"""What a training run is, as one typed configuration. Knows no torch: importing it is cheap everywhere.
+
+The string under a field is its documentation; it appears in the JSON schema and in `decant config`.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+)
+
+
+class Config(BaseModel):
+    """Base of every configuration class of the student: typed, frozen, unknown keys refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class SmallLM(Config):
+    """A causal transformer for token stores: RMSNorm, rotary positions, no biases."""
+
+    kind: Literal["small_lm"] = "small_lm"
+
+    layers: PositiveInt = 4
+    """Transformer blocks."""
+
+    width: PositiveInt = 256
+    """Width of the residual stream; a multiple of twice `heads`."""
+
+    heads: PositiveInt = 4
+    """Attention heads."""
+
+    mlp: Literal["swiglu", "gelu"] = "swiglu"
+    """The feed-forward layer: gated SiLU (three matrices) or GELU (two)."""
+
+    hidden: PositiveInt | None = None
+    """Width of the feed-forward layer; by default 4 * width for gelu, 8/3 * width (to a multiple of 16) for
+    swiglu, which costs the same."""
+
+    rope_theta: PositiveFloat = 10_000.0
+    """Base of the rotary frequencies."""
+
+    tie_embeddings: bool = True
+    """Use the token embedding as the output matrix too."""
+
+
+class MLP(Config):
+    """A plain ReLU network on the flattened input, for stores of fixed-size inputs."""
+
+    kind: Literal["mlp"] = "mlp"
+
+    hidden: list[PositiveInt] = Field(default=[800, 800], min_length=1)
+    """Widths of the hidden layers."""
+
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    """Share of hidden units dropped at each training step."""
+
+
+class ShallowMimic(Config):
+    """Ba & Caruana's shallow net: a linear bottleneck, then one wide ReLU layer."""
+
+    kind: Literal["shallow_mimic"] = "shallow_mimic"
+
+    hidden: PositiveInt = 2000
+    """Width H of the one hidden layer."""
+
+    bottleneck: PositiveInt = 64
+    """Rank k of the factorised first layer: k (H + D) weights instead of H D."""
+
+
+class SmallCNN(Config):
+    """A few 3x3 convolutions with ReLU and 2x2 pooling, then one hidden layer, for images [C, H, W]."""
+
+    kind: Literal["small_cnn"] = "small_cnn"
+
+    channels: list[PositiveInt] = Field(default=[32, 64], min_length=1)
+    """Output channels of each convolution; each is followed by a halving of both sides."""
+
+    hidden: PositiveInt = 128
+    """Width of the hidden layer after the convolutions."""
+
+
+class TorchModule(Config):
+    """Any module of yours: it takes the input tensor and returns logits [rows, V] or [rows, L, V]."""
+
+    kind: Literal["torch"] = "torch"
+
+    factory: str = Field(pattern=r"^[\w.]+:[\w.]+$")
+    """Where the function that builds the torch.nn.Module is: "package.module:factory"."""
+
+    arguments: dict[str, Any] = {}
+    """Its keyword arguments."""
+
+
+AnyModel = Annotated[SmallLM | MLP | ShallowMimic | SmallCNN | TorchModule, Field(discriminator="kind")]
+
+
+class LossConfig(Config):
+    """What the student minimises: (1 - hard_weight) * soft + hard_weight * cross-entropy on the labels."""
+
+    kind: Literal["auto", "hard", "sparse_cross_entropy", "topk_kl", "logit_l2", "tempered_kl"] = "auto"
+    """The soft part. "auto" takes the one that fits the stored targets: sparse_cross_entropy for threshold,
+    topk_kl for topk, tempered_kl for dense. "hard" ignores the teacher."""
+
+    temperature: PositiveFloat = 1.0
+    """T of tempered_kl and topk_kl, which carry the factor T²; topk needs 1/T among the stored betas."""
+
+    hard_weight: float = Field(default=0.0, ge=0, le=1)
+    """Weight of the cross-entropy on the labels (a token store's next tokens, or its input "label")."""
+
+
+class StoreLocation(Config):
+    """A store to learn from."""
+
+    url: str
+    """The store: a directory or any fsspec URL."""
+
+    options: dict[str, Any] = {}
+    """fsspec options of the URL, for example {endpoint_url: …}. Credentials belong in the environment."""
+
+
+class TrainConfig(Config):
+    """Everything that training one student needs."""
+
+    store: StoreLocation | None = None
+    """The store to learn from; in a job's file, by default the job's own."""
+
+    output: str
+    """Local directory for checkpoints and metrics. A run that finds its checkpoint there goes on from it."""
+
+    head: str = "logits"
+    """The teacher's head to learn from."""
+
+    input: str | None = None
+    """The store's input that the student sees; may be left out when there is only one besides "label"."""
+
+    tokenizer_fingerprint: str | None = None
+    """If given, stores labelled with any other tokenizer are refused."""
+
+    model: AnyModel
+    """The student."""
+
+    loss: LossConfig = LossConfig()
+    """What it minimises."""
+
+    steps: PositiveInt
+    """Optimiser steps of the whole run."""
+
+    batch_rows: PositiveInt = 64
+    """Rows of one optimiser step, over all ranks and accumulated parts."""
+
+    accumulation: PositiveInt = 1
+    """Parts that a step's rows are worked through in, to save memory. Does not change the result."""
+
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    """AdamW, or SGD with Nesterov momentum."""
+
+    learning_rate: PositiveFloat = 1e-3
+    """Its peak."""
+
+    betas: tuple[float, float] = (0.9, 0.95)
+    """AdamW's decay rates of the two moments."""
+
+    momentum: float = Field(default=0.9, ge=0, lt=1)
+    """SGD's momentum."""
+
+    weight_decay: NonNegativeFloat = 0.0
+    """Decoupled for AdamW; on matrices only, not on norms and biases."""
+
+    warmup_steps: NonNegativeInt = 0
+    """Steps of linear warm-up."""
+
+    schedule: Literal["cosine", "constant"] = "cosine"
+    """After the warm-up: half a cosine down to `final_learning_rate` of the peak, or no change."""
+
+    final_learning_rate: float = Field(default=0.1, ge=0, le=1)
+    """Where the cosine ends, as a share of the peak."""
+
+    clip_norm: PositiveFloat | None = 1.0
+    """Largest gradient norm; null does not clip."""
+
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """Of the forward pass (autocast). Weights, optimiser and losses stay float32."""
+
+    device: str = "auto"
+    """"auto" (an accelerator if there is one), "cpu", "cuda", …"""
+
+    deterministic: bool = False
+    """Ask torch for deterministic kernels on an accelerator too. On a CPU runs repeat to the bit anyway."""
+
+    seed: int = 0
+    """Of the initial weights, the order of rows and every other draw."""
+
+    holdout: float = Field(default=0.05, ge=0, lt=1)
+    """Share of the store's shards that is never trained on, only evaluated; 0 for none."""
+
+    window_shards: PositiveInt = 8
+    """Shards in memory whose rows are shuffled together; the next as many are fetched meanwhile."""
+
+    evaluate_every: PositiveInt = 200
+    """Steps between evaluations on the held-out shards; the last step is always evaluated."""
+
+    evaluate_rows: PositiveInt | None = None
+    """Held-out rows per evaluation; by default all."""
+
+    checkpoint_every: PositiveInt = 200
+    """Steps between checkpoints; the last step always has one."""
+
+    log_every: PositiveInt = 10
+    """Steps between reports of the loss."""
+
+    tensorboard: bool = False
+    """Write TensorBoard events to `output`/tensorboard."""
+
+
+FREE_ON_RESUME = frozenset(
+    {
+        "store",
+        "output",
+        "accumulation",
+        "device",
+        "evaluate_every",
+        "checkpoint_every",
+        "log_every",
+        "tensorboard",
+    }
+)
+"""What may change between a run and its continuation. The reader's state says which store it was."""

@@ -1,0 +1,142 @@
+"""Small real stores: rows with known keys and tokens, encoded by the real codecs, written by the real store."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline.targets.codecs import Codec, Dense, Threshold, TopK
+from pipeline.targets.codecs.base import offsets_of, uniforms
+from pipeline.targets.rows import Ragged, Rows
+from pipeline.targets.spec import Head, Input, Spec, Vocabulary
+from pipeline.targets.store import Store
+from pipeline.targets.unit import Slice, Unit
+
+CODECS: dict[str, Codec] = {
+    "dense": Dense(dtype="float32"),
+    "topk": TopK(k=5, betas=(0.5, 1.0), dtype="float32"),
+    "threshold": Threshold(threshold=0.05),
+}
+
+MakeStore = Callable[..., str]
+
+
+def write_unit(store: Store, unit: Unit, rows: Rows) -> None:
+    with store.writer(unit.id) as writer:
+        for start in range(0, len(rows), 7):  # several row groups
+            writer.write(rows.take(np.arange(start, min(start + 7, len(rows)))))
+        writer.commit(
+            records=len(rows), statistics={}, histograms={}, started=0.0, forward_seconds=0.0, device="cpu"
+        )
+
+
+def unit_of(number: int, rows: int) -> Unit:
+    return Unit((Slice(f"corpus-{number:03d}", 0, rows, rows, "f"),), rows)
+
+
+def encode(spec: Spec, keys: Sequence[str], counts: Sequence[int], logits: np.ndarray[Any, Any]) -> Any:
+    head = spec.heads[0]
+    draws = np.concatenate(
+        [uniforms(spec.seed, head.name, k, 0, n, head.codec.draws) for k, n in zip(keys, counts, strict=True)]
+    )
+    return {head.name: head.codec.encode(logits, draws)}
+
+
+@pytest.fixture
+def token_store(tmp_path: Path) -> MakeStore:
+    """make(shards=[rows, …], codec="threshold", vocabulary=23, name=…): a store of token rows of 2 to 9 tokens.
+
+    The teacher's logits are a fixed table by token, so a student can learn them. Row i of shard s has the key
+    "s/i".
+    """
+
+    def make(
+        shards: Sequence[int] = (9, 12, 5),
+        codec: str = "threshold",
+        vocabulary: int = 23,
+        name: str = "store",
+        lengths: tuple[int, int] = (2, 9),
+    ) -> str:
+        spec = Spec(
+            inputs=(Input("tokens", "<u2", (None,)),),
+            heads=(Head("logits", vocabulary, "next_token", CODECS[codec]),),
+            teacher={"kind": "table", "fingerprint": "t"},
+            views={"kind": "windows", "fingerprint": "v"},
+            vocabulary=Vocabulary(vocabulary, vocabulary, "tokenizer-a"),
+        )
+        url = str(tmp_path / name)
+        if (tmp_path / name).exists():
+            return url  # made by an earlier example of the same test
+        store = Store.create(url, spec)
+        table = np.random.default_rng(0).normal(0, 2, (vocabulary, vocabulary)).astype(np.float32)
+        units = [unit_of(s, n) for s, n in enumerate(shards)]
+        store.write_plan(units, {"kind": "test", "fingerprint": "c"})
+        for s, (unit, n) in enumerate(zip(units, shards, strict=True)):
+            rng = np.random.default_rng([s, n])
+            sizes = rng.integers(lengths[0], lengths[1] + 1, n)
+            tokens = [rng.integers(0, vocabulary, size).astype("<u2") for size in sizes]
+            keys = [f"{s}/{i}" for i in range(n)]
+            logits = table[np.concatenate([row[:-1] for row in tokens])]
+            rows = Rows(
+                spec=spec,
+                keys=keys,
+                row=np.arange(n),
+                view=np.zeros(n, np.int32),
+                views=np.ones(n, np.int32),
+                targets=(sizes - 1).astype(np.int32),
+                inputs={"tokens": Ragged(np.concatenate(tokens), offsets_of(sizes))},
+                heads=encode(spec, keys, list(sizes - 1), logits),
+            )
+            write_unit(store, unit, rows)
+        return url
+
+    return make
+
+
+@pytest.fixture
+def image_store(tmp_path: Path) -> MakeStore:
+    """make(shards, codec="dense", labels=True): images [1, 8, 8] uint8 of 4 classes, with a linear teacher."""
+
+    def make(
+        shards: Sequence[int] = (20, 24, 16), codec: str = "dense", labels: bool = True, name: str = "images"
+    ) -> str:
+        inputs = [Input("image", "|u1", (1, 8, 8))] + ([Input("label", "<u2", ())] if labels else [])
+        spec = Spec(
+            inputs=tuple(inputs),
+            heads=(Head("logits", 4, "single", CODECS[codec]),),
+            teacher={"kind": "linear", "fingerprint": "t"},
+            views={"kind": "arrays", "fingerprint": "v"},
+        )
+        url = str(tmp_path / name)
+        store = Store.create(url, spec)
+        weights = np.random.default_rng(1).normal(0, 0.5, (64, 4))
+        for s, n in enumerate(shards):
+            rng = np.random.default_rng([7, s])
+            images = rng.integers(0, 256, (n, 1, 8, 8)).astype(np.uint8)
+            logits = ((images.reshape(n, 64) / 255 - 0.5) @ weights).astype(np.float32)
+            keys = [f"{s}/{i}" for i in range(n)]
+            values: dict[str, Any] = {"image": images, "label": logits.argmax(1).astype("<u2")}
+            rows = Rows(
+                spec=spec,
+                keys=keys,
+                row=np.arange(n),
+                view=np.zeros(n, np.int32),
+                views=np.ones(n, np.int32),
+                targets=np.zeros(n, np.int32),
+                inputs={item.name: values[item.name] for item in inputs},
+                heads=encode(spec, keys, [1] * n, logits),
+            )
+            write_unit(store, unit_of(s, n), rows)
+        return url
+
+    return make
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    torch.set_num_threads(1)
