@@ -17,15 +17,23 @@ from pipeline.targets.codecs import base
 from pipeline.targets.codecs.base import Array, Encoded, offsets_of, ranges
 from pipeline.targets.decoded import Targets
 from pipeline.targets.errors import CorruptShard
-from pipeline.targets.spec import Head, Spec
+from pipeline.targets.spec import TOKENS, Head, Spec
 
 
 @dataclass(frozen=True)
 class Ragged:
-    """Arrays of several rows, end to end. values: [total, *item shape]; offsets: int64 [rows + 1]."""
+    """Arrays of several rows, end to end. values: [total, *item shape]; offsets: int64 [rows + 1].
+
+    offsets rise from 0 to total; ValueError otherwise.
+    """
 
     values: Array
     offsets: npt.NDArray[np.int64]
+
+    def __post_init__(self) -> None:
+        bounds = self.offsets
+        if not len(bounds) or bounds[0] != 0 or bounds[-1] != len(self.values) or (np.diff(bounds) < 0).any():
+            raise ValueError(f"offsets do not rise from 0 to the {len(self.values)} values")
 
     def __getitem__(self, row: int) -> Array:
         """The array of one row, a view."""
@@ -125,75 +133,101 @@ class Rows:
         )
 
     def to_arrow(self) -> pa.RecordBatch:
-        """One record batch of `spec.schema()`."""
-        columns: list[pa.Array] = [
-            pa.array(self.keys, pa.string()),
-            pa.array(self.row, pa.int64()),
-            pa.array(self.view, pa.int32()),
-            pa.array(self.views, pa.int32()),
-            pa.array(self.targets, pa.int32()),
-        ]
+        """One record batch of `spec.schema()`.
+
+        Raises ValueError, naming the column, for arrays that are not what the spec declares or that
+        contradict each other: nothing is cast, padded or cut.
+        """
+        rows = len(self)
+        columns: list[pa.Array] = [pa.array(self.keys, pa.string())]
+        for name, kind in _NUMBERS.items():
+            numbers = getattr(self, name)
+            _require(numbers.shape == (rows,), f"{name} has shape {numbers.shape}, not ({rows},)")
+            columns.append(pa.array(numbers, kind))
+        _require(not (wrong := _contradiction(self)), wrong)
         for item in self.spec.inputs:
-            stored = self.inputs[item.name]
-            if isinstance(stored, Ragged):
-                columns.append(_binary(stored.values.astype(item.dtype, copy=False), stored.offsets))
-            else:
-                columns.append(_binary(stored.astype(item.dtype, copy=False), np.arange(len(self) + 1)))
+            stored, name = self.inputs[item.name], f"in.{item.name}"
+            _require(isinstance(stored, Ragged) == item.varies, f"{name} is Ragged exactly if it varies")
+            values = stored.values if isinstance(stored, Ragged) else stored
+            offsets = stored.offsets if isinstance(stored, Ragged) else np.arange(rows + 1)
+            _require(len(offsets) == rows + 1, f"{name} has {len(offsets) - 1} rows, not {rows}")
+            columns.append(_binary(name, values, offsets, item.dtype, item.item_shape))
         for head in self.spec.heads:
             encoded, bounds = self.heads[head.name], offsets_of(self.counts(head))
             for field in head.codec.layout(head.size):
                 offsets = bounds
                 if field.counted_by is not None:
                     offsets = offsets_of(encoded[field.counted_by])[bounds]
-                columns.append(_binary(encoded[field.name].astype(field.dtype, copy=False), offsets))
+                name = f"{head.name}.{field.name}"
+                columns.append(_binary(name, encoded[field.name], offsets, field.dtype, field.shape))
         return pa.RecordBatch.from_arrays(columns, schema=self.spec.schema())
 
     @classmethod
     def from_arrow(cls, spec: Spec, batch: pa.RecordBatch) -> Rows:
-        """Views on the batch's buffers. Raises CorruptShard when sizes and counts contradict each other."""
+        """Views on the batch's buffers.
+
+        Raises CorruptShard when the batch is not of the spec's schema, or its sizes and counts contradict
+        each other. The batch may come from anywhere.
+        """
+        _expect(batch.schema.equals(spec.schema()), "its columns are not those that the spec declares")
+        for column, field in zip(batch.columns, batch.schema, strict=True):
+            _expect(not column.null_count, f"column {field.name} holds a null")
         rows = batch.num_rows
-        targets = batch.column("targets").to_numpy(zero_copy_only=False)
-        if rows and int(targets.min()) < 0:
-            raise CorruptShard("a row has a negative number of targets")
+        numbers = {name: batch.column(name).to_numpy() for name in _NUMBERS}
+        _expect(not rows or int(numbers["targets"].min()) >= 0, "a row has a negative number of targets")
         inputs: dict[str, Array | Ragged] = {}
         for item in spec.inputs:
-            values, offsets = _flat(batch.column(f"in.{item.name}"), item.dtype, _items(item.shape))
-            shaped = values.reshape(-1, *_fixed(item.shape))
-            if item.shape and item.shape[0] is None:
-                inputs[item.name] = Ragged(shaped, offsets)
+            name = f"in.{item.name}"
+            values, offsets = _flat(name, batch.column(name), item.dtype, item.item_shape)
+            if item.varies:
+                inputs[item.name] = Ragged(values, offsets)
             else:
-                _expect(
-                    bool((np.diff(offsets) == 1).all()),
-                    f"input {item.name}: a row has not shape {item.shape}",
-                )
-                inputs[item.name] = values.reshape(rows, *(int(extent or 0) for extent in item.shape))
+                _expect(bool((np.diff(offsets) == 1).all()), f"a row of {name} has not shape {item.shape}")
+                inputs[item.name] = values
         heads: dict[str, Encoded] = {}
         for head in spec.heads:
-            counts = np.ones(rows, dtype=np.int64) if head.positions == "single" else targets.astype(np.int64)
-            bounds, encoded = offsets_of(counts), {}
-            for field in head.codec.layout(head.size):
-                name = f"{head.name}.{field.name}"
-                values, offsets = _flat(
-                    batch.column(name), field.dtype, int(np.prod(field.shape, dtype=np.int64))
-                )
+            counts = np.ones(rows, dtype=np.int64) if head.positions == "single" else numbers["targets"]
+            bounds = offsets_of(counts)
+            encoded: Encoded = {}
+            for stored in head.codec.layout(head.size):
+                name = f"{head.name}.{stored.name}"
+                values, offsets = _flat(name, batch.column(name), stored.dtype, stored.shape)
                 expected = bounds
-                if field.counted_by is not None:
-                    expected = offsets_of(encoded[field.counted_by])[bounds]
-                _expect(
-                    np.array_equal(offsets, expected), f"{name}: its length disagrees with the row's counts"
-                )
-                encoded[field.name] = values.reshape(-1, *field.shape)
+                if stored.counted_by is not None:
+                    expected = offsets_of(encoded[stored.counted_by])[bounds]
+                _expect(np.array_equal(offsets, expected), f"{name} disagrees with the counts of its row")
+                encoded[stored.name] = values
             heads[head.name] = encoded
-        return cls(
-            spec=spec,
-            keys=batch.column("key").to_pylist(),
-            row=batch.column("row").to_numpy(zero_copy_only=False),
-            view=batch.column("view").to_numpy(zero_copy_only=False),
-            views=batch.column("views").to_numpy(zero_copy_only=False),
-            targets=targets,
-            inputs=inputs,
-            heads=heads,
-        )
+        try:
+            keys = batch.column("key").to_pylist()
+        except UnicodeDecodeError as error:
+            raise CorruptShard(f"a key is not UTF-8: {error}") from error
+        found = cls(spec=spec, keys=keys, inputs=inputs, heads=heads, **numbers)
+        _expect(not (wrong := _contradiction(found)), wrong)
+        return found
+
+
+_NUMBERS = {"row": pa.int64(), "view": pa.int32(), "views": pa.int32(), "targets": pa.int32()}
+
+
+def _contradiction(rows: Rows) -> str:
+    """What of the rows' numbers cannot be, empty if nothing.
+
+    The rule of sequences is held here, on the way in and out: L tokens have L - 1 next-token targets.
+    """
+    if (rows.row < 0).any():
+        return "a row ordinal is negative"
+    if (rows.view < 0).any() or (rows.view >= rows.views).any():
+        return "a view is not one of its record's views"
+    if (rows.targets < 0).any():
+        return "a row has a negative number of targets"
+    tokens = rows.inputs.get(TOKENS)
+    if tokens is None or all(head.positions == "single" for head in rows.spec.heads):
+        return ""
+    lengths = tokens.lengths if isinstance(tokens, Ragged) else np.full(len(rows), tokens.shape[1])
+    if (lengths != rows.targets.astype(np.int64) + 1).any():
+        return "a row of L tokens has not L - 1 targets"
+    return ""
 
 
 def _expect(holds: bool, otherwise: str) -> None:
@@ -201,37 +235,45 @@ def _expect(holds: bool, otherwise: str) -> None:
         raise CorruptShard(otherwise)
 
 
-def _fixed(shape: tuple[int | None, ...]) -> tuple[int, ...]:
-    """The extents of one item: without the varying first dimension, if there is one."""
-    return tuple(extent for extent in shape if extent is not None)
+def _require(holds: bool, otherwise: str) -> None:
+    if not holds:
+        raise ValueError(otherwise)
 
 
-def _items(shape: tuple[int | None, ...]) -> int:
-    return int(np.prod(_fixed(shape), dtype=np.int64))
+def _item_bytes(dtype: str, shape: tuple[int, ...]) -> int:
+    return np.dtype(dtype).itemsize * int(np.prod(shape, dtype=np.int64))
 
 
-def _binary(values: Array, offsets: npt.NDArray[np.int64]) -> pa.Array:
+def _binary(
+    name: str, values: Array, offsets: npt.NDArray[np.int64], dtype: str, shape: tuple[int, ...]
+) -> pa.Array:
     """A binary column over the array's own memory; offsets count items along its first dimension."""
+    _require(values.dtype == np.dtype(dtype), f"{name} has dtype {values.dtype.str}, not {dtype}")
+    _require(values.shape[1:] == shape, f"an item of {name} has shape {values.shape[1:]}, not {shape}")
+    _require(int(offsets[-1]) == len(values), f"{name} has {len(values)} items, counted are {offsets[-1]}")
     data = np.ascontiguousarray(values)
-    item = data.dtype.itemsize * int(np.prod(data.shape[1:], dtype=np.int64))
-    bounds = offsets * item
-    if int(bounds[-1]) > np.iinfo(np.int32).max:
-        raise ValueError("more than 2 GiB in one column of a batch: write smaller batches")
+    bounds = offsets * _item_bytes(dtype, shape)
+    _require(int(bounds[-1]) < 2**31, f"{name} has more than 2 GiB in one batch: write smaller batches")
     buffers = [None, pa.py_buffer(bounds.astype(np.int32)), pa.py_buffer(data)]
     return pa.Array.from_buffers(pa.binary(), len(offsets) - 1, buffers)
 
 
-def _flat(column: pa.Array, dtype: str, items: int) -> tuple[Array, npt.NDArray[np.int64]]:
-    """The bytes of a binary column as one flat array, and row offsets in units of `items` values."""
+def _flat(
+    name: str, column: pa.Array, dtype: str, shape: tuple[int, ...]
+) -> tuple[Array, npt.NDArray[np.int64]]:
+    """The bytes of a binary column as one array [total, *shape], and the rows' offsets in it."""
+    size, rows = _item_bytes(dtype, shape), len(column)
     _, bounds_buffer, data = column.buffers()
-    if column.null_count:
-        raise CorruptShard("a binary column holds a null")
-    bounds = np.frombuffer(bounds_buffer, dtype=np.int32)[column.offset : column.offset + len(column) + 1]
-    bounds = bounds.astype(np.int64)
-    size = np.dtype(dtype).itemsize * items
-    if len(bounds) == 0:
-        bounds = np.zeros(1, dtype=np.int64)
-    if size == 0 or bool(((bounds - bounds[0]) % size).any()):
-        raise CorruptShard(f"a column's length is no multiple of {size} bytes")
-    raw = memoryview(data)[int(bounds[0]) : int(bounds[-1])] if data is not None else b""
-    return np.frombuffer(raw, dtype=dtype), (bounds - bounds[0]) // size
+    if rows == 0:
+        return np.zeros((0, *shape), dtype=dtype), np.zeros(1, dtype=np.int64)
+    enough = bounds_buffer is not None and bounds_buffer.size >= 4 * (column.offset + rows + 1)
+    _expect(enough, f"the offsets of {name} are cut off")
+    bounds = np.frombuffer(bounds_buffer, np.int32, rows + 1, 4 * column.offset).astype(np.int64)
+    rising = bounds[0] >= 0 and bool((np.diff(bounds) >= 0).all())
+    _expect(rising, f"the offsets of {name} do not rise")
+    held = 0 if data is None else data.size
+    _expect(int(bounds[-1]) <= held, f"{name} is cut off")
+    bounds, start = bounds - bounds[0], int(bounds[0])
+    _expect(not (bounds % size).any(), f"a row of {name} is no multiple of {size} bytes")
+    values = np.frombuffer(data or b"", dtype, int(bounds[-1]) // np.dtype(dtype).itemsize, start)
+    return values.reshape(-1, *shape), bounds // size

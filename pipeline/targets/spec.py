@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import numpy as np
 import pyarrow as pa
 
 from pipeline.targets.codecs import Codec, codec_from_json
@@ -19,6 +20,9 @@ from pipeline.targets.errors import SpecMismatch
 from pipeline.targets.strict import build
 
 FORMAT_VERSION = 1
+
+TOKENS = "tokens"
+"""Name of the input that "next_token" targets are counted by."""
 
 Positions = Literal["single", "next_token"]
 
@@ -39,6 +43,20 @@ class Input:
         object.__setattr__(self, "shape", tuple(self.shape))
         if any(extent is None for extent in self.shape[1:]):
             raise ValueError(f"input {self.name}: only the first dimension may vary, got {self.shape}")
+        if any(type(extent) is not int or extent < 1 for extent in self.item_shape):
+            raise ValueError(f"input {self.name}: a shape is of positive integers, got {self.shape}")
+        if np.dtype(self.dtype).str != self.dtype or self.dtype[0] == ">" or np.dtype(self.dtype).hasobject:
+            raise ValueError(f"input {self.name}: {self.dtype!r} is no little-endian NumPy name like '<u2'")
+
+    @property
+    def varies(self) -> bool:
+        """Whether the first dimension differs from row to row."""
+        return bool(self.shape) and self.shape[0] is None
+
+    @property
+    def item_shape(self) -> tuple[int, ...]:
+        """Of what a row has a varying number of, or of the one item of a row."""
+        return tuple(extent for extent in self.shape if extent is not None)
 
 
 @dataclass(frozen=True)
@@ -82,6 +100,11 @@ class Spec:
     container: Literal["parquet"] = "parquet"
     vocabulary: Vocabulary | None = None
     format_version: int = FORMAT_VERSION
+
+    def __post_init__(self) -> None:
+        names = self.schema().names
+        if len(set(names)) != len(names):
+            raise ValueError(f"heads and inputs must have names that differ, the columns would be {names}")
 
     def head(self, name: str) -> Head:
         """The head of that name. Raises SpecMismatch."""

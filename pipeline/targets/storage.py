@@ -16,7 +16,7 @@ import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 import fsspec
 from fsspec.core import split_protocol
@@ -75,7 +75,7 @@ class Storage:
         """The file system of this process: fsspec's are not fork-safe, and listings must not be cached."""
         pid = os.getpid()
         if self._opened is None or self._opened[0] != pid:
-            with self._failures("opened"):
+            with self.failures("opened"):
                 fs = fsspec.filesystem(self.protocol, **{"use_listings_cache": False, **self._options})
             self._opened = (pid, fs)
         return self._opened[1]
@@ -93,7 +93,7 @@ class Storage:
                 f"{self.url}: {self.protocol} storage has no atomic put-if-absent, so two writers could both "
                 f"win: use a local directory or one of {', '.join(CONDITIONAL)}"
             )
-        with self._failures("written"):
+        with self.failures("written"):
             return self._conditional_put(name, data)
 
     @contextlib.contextmanager
@@ -106,19 +106,19 @@ class Storage:
         if not self.local:
             with io.BytesIO() as sink:
                 yield sink
-                with self._failures("written"):
+                with self.failures("written"):
                     self._fs.pipe_file(self._path(name), sink.getvalue())
             return
         with self._temporary() as (temporary, sink):
-            yield sink
-            with self._failures("written"):
+            yield cast(BinaryIO, _Sink(self, sink))
+            with self.failures("written"):
                 _synced(sink)
                 os.link(temporary, self._prepared(name))
                 _sync_folder(os.path.dirname(self._path(name)))
 
     def read(self, name: str) -> bytes:
         """All bytes. Raises FileNotFoundError if there is no such file."""
-        with self._failures("read", absent=True):
+        with self.failures("read", absent=True):
             if self.local:
                 with open(self._path(name), "rb") as file:
                     return file.read()
@@ -136,21 +136,21 @@ class Storage:
                     except FileNotFoundError:
                         yield name, None
                 continue
-            with self._failures("read"):
+            with self.failures("read"):
                 found = self._fs.cat([self._path(name) for name in chunk], on_error="return")
             for name in chunk:
                 data = found[self._path(name)]
                 if isinstance(data, FileNotFoundError):
                     yield name, None
                 elif isinstance(data, Exception):
-                    with self._failures("read"):
+                    with self.failures("read"):
                         raise data
                 else:
                     yield name, data
 
     def open(self, name: str) -> BinaryIO:
         """For reading parts of a large file. Raises FileNotFoundError."""
-        with self._failures("read", absent=True):
+        with self.failures("read", absent=True):
             if self.local:
                 return open(self._path(name), "rb")
             file: BinaryIO = self._fs.open(self._path(name), "rb", cache_type="readahead")
@@ -163,7 +163,7 @@ class Storage:
         elif self.protocol in ("s3", "s3a"):
             yield from self._pages(prefix)
         else:
-            with self._failures("listed"):
+            with self.failures("listed"):
                 found = self._fs.find(self._path(prefix), detail=True)
             strip = len(self._fs._strip_protocol(self._path(""))) + 1
             for path, info in found.items():
@@ -171,7 +171,7 @@ class Storage:
 
     def delete(self, names: Sequence[str]) -> None:
         """Remove files; one that is gone already is no error."""
-        with self._failures("deleted from"):
+        with self.failures("deleted from"):
             for name in names if self.local else ():
                 with contextlib.suppress(FileNotFoundError):
                     os.unlink(self._path(name))
@@ -206,20 +206,20 @@ class Storage:
     @contextlib.contextmanager
     def _temporary(self) -> Iterator[tuple[str, BinaryIO]]:
         """A file of no one else's, gone afterwards."""
-        with self._failures("written"):
+        with self.failures("written"):
             path = self._prepared(f"{TEMPORARY}{uuid.uuid4().hex}")
             sink = open(path, "xb")  # noqa: SIM115
         try:
-            with sink:
-                yield path, sink
-        except OSError as error:
-            # What a caller writes into the file fails with our disk, not with the caller.
-            raise self._translated(error, "written") from error
+            yield path, sink
         finally:
-            os.unlink(path)
+            # Whoever wants the file has synced it. Here it is thrown away, whatever closing still says.
+            with contextlib.suppress(OSError):
+                sink.close()
+            with self.failures("written"):
+                os.unlink(path)
 
     def _link(self, name: str, data: bytes) -> bool:
-        with self._temporary() as (temporary, sink), self._failures("written"):
+        with self._temporary() as (temporary, sink), self.failures("written"):
             sink.write(data)
             _synced(sink)
             path = self._prepared(name)
@@ -255,7 +255,7 @@ class Storage:
         folders = [prefix]
         while folders:
             folder = folders.pop()
-            with self._failures("listed"):
+            with self.failures("listed"):
                 try:
                     entries = list(os.scandir(self._path(folder)))
                 except FileNotFoundError:
@@ -276,7 +276,7 @@ class Storage:
         strip = len(key) - len(prefix)
         token: dict[str, str] = {}
         while True:
-            with self._failures("listed"):
+            with self.failures("listed"):
                 page = self._fs.call_s3("list_objects_v2", Bucket=bucket, Prefix=key, **token)
             for item in page.get("Contents", ()):
                 yield Entry(item["Key"][strip:], item["Size"], item["LastModified"].timestamp())
@@ -285,7 +285,7 @@ class Storage:
             token = {"ContinuationToken": page["NextContinuationToken"]}
 
     @contextlib.contextmanager
-    def _failures(self, what: str, absent: bool = False) -> Iterator[None]:
+    def failures(self, what: str, absent: bool = False) -> Iterator[None]:
         """Raise whatever the storage raises as StorageError; with `absent`, FileNotFoundError stays."""
         try:
             yield
@@ -317,6 +317,17 @@ class Storage:
         for secret in _secrets(self._options):
             text = text.replace(secret, "***")
         return " ".join(text.split())
+
+
+class _Sink:
+    """A file being uploaded: what fails in writing it is the storage's failure, whoever writes."""
+
+    def __init__(self, storage: Storage, file: BinaryIO) -> None:
+        self._storage, self._file = storage, file
+
+    def write(self, data: Any) -> int:
+        with self._storage.failures("written"):
+            return self._file.write(data)
 
 
 def _secrets(options: Mapping[str, Any]) -> Iterator[str]:

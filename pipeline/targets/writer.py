@@ -47,9 +47,8 @@ class ShardWriter:
     ) -> None:
         if self._sink is not None:
             # Closing the stack without an error would publish the half-written shard.
-            abandoned = error or Abandoned("the attempt was left without a commit")
             with contextlib.suppress(Abandoned):
-                self._upload.__exit__(type(abandoned), abandoned, trace)
+                self._upload.__exit__(Abandoned, Abandoned(), None)
             self._sink = None
 
     def write(self, rows: Rows) -> None:
@@ -150,7 +149,7 @@ class _Counted:
         return self._size
 
     def flush(self) -> None:
-        self._sink.flush()
+        """The upload flushes the sink."""
 
     def close(self) -> None:
         """The upload closes the sink."""
