@@ -6,6 +6,7 @@ Times called `*_seconds` are durations; `at`, `started` and `finished` are secon
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 from pydantic import Field
 
@@ -265,8 +266,15 @@ class DigitsRow(Config):
     name: str
     """What learned, from what, for example "shallow student, L2 on logits"."""
 
+    kind: Literal["teacher", "member", "few", "store", "all"]
+    """What it is: the teacher, its members alone, or a student by where its targets come from: few labels, the
+    store, or all the labels."""
+
     teaches: str
-    """Where its targets come from: "labels (3 %)", "store" or "labels (all)"."""
+    """Where its targets come from, in words: "3 % of the labels", "store" or "all labels"."""
+
+    labels: int
+    """Labels that it was given itself."""
 
     parameters: int
     """Weights."""
@@ -275,7 +283,17 @@ class DigitsRow(Config):
     """Different training examples it saw."""
 
     test_errors: list[float]
-    """Share of the test digits that it gets wrong, by seed; [0, 1]."""
+    """Share of the test digits that it gets wrong, by seed (of the members: by member); [0, 1]."""
+
+
+class DigitSample(Config):
+    """An unlabelled digit and what the store says of it."""
+
+    pixels: list[int]
+    """8 x 8 pixels in [0, 255], row by row, 255 the ink."""
+
+    probabilities: list[float]
+    """The teacher's, at temperature 1, of the digits 0 to 9."""
 
 
 class DigitsLeg(Config):
@@ -295,6 +313,9 @@ class DigitsLeg(Config):
 
     table: list[DigitsRow]
     """From the ensemble down to the students."""
+
+    samples: list[DigitSample]
+    """Some rows of the store: the first ones, then those that the teacher is least sure of."""
 
     seconds: float
     """The whole leg."""
