@@ -6,11 +6,15 @@ from pydantic import Field
 
 from pipeline.teachers.base import Batch, Output, Teacher, TeacherConfig
 from pipeline.teachers.causal_lm import CausalLM
+from pipeline.teachers.classifiers import ImageClassifier, SequenceClassifier
 from pipeline.teachers.ensemble import Ensemble
 from pipeline.teachers.fake import Fake
 from pipeline.teachers.torch_callable import TorchCallable
 
-AnyTeacher = Annotated[CausalLM | TorchCallable | Ensemble | Fake, Field(discriminator="kind")]
+AnyTeacher = Annotated[
+    CausalLM | ImageClassifier | SequenceClassifier | TorchCallable | Ensemble | Fake,
+    Field(discriminator="kind"),
+]
 
 Ensemble.model_rebuild(_types_namespace={"AnyTeacher": AnyTeacher})
 
@@ -20,7 +24,9 @@ __all__ = [
     "CausalLM",
     "Ensemble",
     "Fake",
+    "ImageClassifier",
     "Output",
+    "SequenceClassifier",
     "Teacher",
     "TeacherConfig",
     "TorchCallable",
