@@ -1,0 +1,69 @@
+"""The arguments that several commands share, and how a STORE argument becomes an open store."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from jobs.config import load_job, load_train, sections
+from jobs.document import assign
+
+if TYPE_CHECKING:
+    from pipeline.targets.store import Store
+
+JobFile = Annotated[
+    Path, typer.Argument(metavar="JOB.yaml", help="The job file.", show_default=False, dir_okay=False)
+]
+
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="[KEY.SUB=VALUE]...",
+        help="Keys of the job that stand above the file; the value is YAML, a list takes an index.",
+        show_default=False,
+    ),
+]
+
+StoreUrl = Annotated[
+    str,
+    typer.Argument(
+        metavar="STORE",
+        help="The store's directory or URL, or a job file, whose store is meant (with its options).",
+        show_default=False,
+    ),
+]
+
+Options = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--option",
+        "-o",
+        metavar="KEY.SUB=VALUE",
+        help="An fsspec option of the store's URL, for example client_kwargs.endpoint_url=http://…",
+        show_default=False,
+    ),
+]
+
+
+def open_store(where: str, options: list[str] | None) -> tuple[Store, str | None]:
+    """The store of a URL or of a job file, and the directory of the job's tokenizer, if it names one.
+
+    Raises UserError when there is no store.
+    """
+    from pipeline.targets.store import Store
+
+    given: dict[str, Any] = {}
+    for option in options or ():
+        assign(given, option)
+    path = Path(where)
+    if path.suffix not in (".yaml", ".yml") or "://" in where:
+        return Store.open(where, given), None
+    if sections(path) == {"train"}:
+        location = load_train(path).store
+        assert location is not None  # load_train refuses a file without one
+        return Store.open(location.url, {**location.options, **given}), None
+    job = load_job(path)
+    store = Store.open(job.store.url, {**job.store.options, **given})
+    return store, getattr(job.views, "tokenizer", None)

@@ -1,0 +1,195 @@
+"""`decant inspect`: a store's spec, its progress, and what the teacher said."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from jobs.commands.arguments import Options, StoreUrl, open_store
+from jobs.terminal import count, duration, out, size
+
+if TYPE_CHECKING:
+    from pipeline.targets.store import Store
+
+
+def register(app: typer.Typer) -> None:
+    """Adds the command."""
+    app.command()(inspect)
+
+
+def inspect(
+    store: StoreUrl,
+    rows: Annotated[int, typer.Option(min=0, help="Decoded rows to show.")] = 3,
+    unit: Annotated[
+        str | None, typer.Option(help="Take the rows of this unit (the first digits of its id).")
+    ] = None,
+    positions: Annotated[int, typer.Option(min=1, help="Positions of a text row to show.")] = 12,
+    entries: Annotated[int, typer.Option(min=1, help="Likeliest tokens or classes to show of each.")] = 5,
+    tokenizer: Annotated[
+        str | None,
+        typer.Option(metavar="DIR", help="The tokenizer's directory, to show text instead of ids."),
+    ] = None,
+    quarantine: Annotated[
+        bool, typer.Option("--quarantine", help="List what could not be labelled, and why, instead of rows.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Everything as one JSON object.")] = False,
+    option: Options = None,
+) -> None:
+    """Show a store's spec and progress, and decoded rows: what the teacher said.
+
+    For text, each row shows some positions: the words before, the token that came next and its probability,
+    and the teacher's likeliest next tokens. That needs the tokenizer: give the job file instead of the store,
+    or --tokenizer. For classes, the likeliest classes and their probabilities.
+
+    \b
+      decant inspect job.yaml
+      decant inspect runs/store --tokenizer models/teacher --rows 1 --positions 40
+      decant inspect s3://bucket/store --quarantine
+
+    Next: decant verify STORE, decant train job.yaml
+    """
+    from jobs import inspection
+
+    opened, named = open_store(store, option)
+    words = None
+    if (tokenizer or named) and opened.spec.vocabulary is not None:
+        words = inspection.load_tokenizer(str(tokenizer or named), opened.spec)
+    report: dict[str, Any] = {
+        "store": opened.url,
+        "spec": inspection.spec_data(opened.spec),
+        "progress": inspection.progress(opened),
+    }
+    if quarantine:
+        commits = [inspection.find_unit(opened, unit)] if unit else opened.commits()
+        report["quarantine"] = [
+            {
+                "unit": commit.unit,
+                "key": item.key,
+                "view": item.view,
+                "code": item.code,
+                "reason": item.reason,
+            }
+            for commit in commits
+            for item in opened.quarantined(commit)
+        ]
+    else:
+        report["rows"] = [
+            inspection.describe_row(commit, row, words, positions, entries)
+            for commit, row in inspection.rows(opened, rows, unit)
+        ]
+    if as_json:
+        typer.echo(json.dumps(report, indent=2, ensure_ascii=False))
+        return
+    console = out()
+    console.print(_overview(opened, report["progress"]))
+    for item in report.get("rows", ()):
+        _row(console, item)
+    for item in report.get("quarantine", ()):
+        view = "" if item["view"] is None else f" (view {item['view']})"
+        console.print(f"{item['code']}  {item['key']}{view}: {item['reason']}", soft_wrap=True, markup=False)
+    if report.get("rows") and opened.spec.vocabulary is not None and words is None:
+        console.print("To see text instead of ids: --tokenizer DIR", markup=False)
+
+
+def _overview(store: Store, progress: dict[str, Any]) -> Table:
+    from jobs.inspection import bars
+
+    spec, target, units = store.spec, progress["target"], progress["units"]
+    table = Table.grid(padding=(0, 2))
+    table.add_column(style="dim", no_wrap=True)
+    table.add_column(overflow="fold")
+
+    def line(name: str, value: str) -> None:
+        table.add_row(escape(name), escape(value))
+
+    line(
+        "store", f"{store.url} (format {spec.format_version}, {spec.container}, spec {spec.fingerprint[:12]})"
+    )
+    line("teacher", _described(spec.teacher))
+    line("views", _described(spec.views))
+    for head in spec.heads:
+        settings = ", ".join(f"{key} {value}" for key, value in head.codec.to_json().items() if key != "kind")
+        line(f"head {head.name}", f"{count(head.size)} {head.positions}, {head.codec.kind} ({settings})")
+    inputs = ", ".join(f"{item.name} {item.dtype} {list(item.shape)}" for item in spec.inputs)
+    line("inputs", inputs.replace("None", "…") or "none: the reader needs the corpus")
+    line("units", f"{count(units['committed'])} of {count(units['planned'])} labelled")
+    line("records", f"{count(progress['records'])}, in {count(progress['rows'])} rows")
+    line(target, count(progress["targets"]))
+    line("quarantined", "{failures} failures, {empty} empty records".format(**progress["quarantined"]))
+    if progress["bytes_per_target"] is not None:
+        line(
+            "shards", f"{size(progress['shard_bytes'])}, {progress['bytes_per_target']:.2f} bytes per target"
+        )
+    for name, value in sorted(progress["statistics"].items()):
+        unit = " nats" if name.endswith((".entropy", ".label_nll")) else ""
+        line(f"mean {name}", f"{value:.4g}{unit}")
+    for name, histogram in sorted(progress["histograms"].items()):
+        line(name, bars(histogram))
+    if progress["targets_per_forward_second"]:
+        devices = ", ".join(sorted(progress["devices"]))
+        line(
+            "throughput",
+            f"{count(progress['targets_per_forward_second'])} {target} per second of forward pass, "
+            f"{duration(progress['forward_seconds'])} in all ({devices})",
+        )
+    return table
+
+
+def _described(description: Any) -> str:
+    rest = ", ".join(
+        f"{key} {value}" for key, value in description.items() if key not in ("kind", "fingerprint", "labels")
+    )
+    text = f"{description.get('kind')} {str(description.get('fingerprint', ''))[:12]}"
+    return f"{text} ({rest[:200]})" if rest else text
+
+
+def _row(console: Console, item: dict[str, Any]) -> None:
+    console.print()
+    console.print(
+        f"{item['key']}  (view {item['view'] + 1} of {item['views']}, unit {item['unit'][:12]})",
+        style="bold",
+        soft_wrap=True,
+        markup=False,
+    )
+    for name, value in item["inputs"].items():
+        if name == "tokens":
+            console.print(f"{len(value)} tokens", style="dim")
+        else:
+            console.print(f"{name}: {value}", style="dim", markup=False)
+    for head, targets in item["heads"].items():
+        table = Table(box=None, padding=(0, 2, 0, 0), title=None, header_style="dim")
+        text_row = any("next" in target for target in targets)
+        if text_row:
+            table.add_column("at", justify="right", no_wrap=True)
+            table.add_column("after", no_wrap=True, overflow="ellipsis", max_width=28, justify="right")
+            table.add_column("came", no_wrap=True)
+            table.add_column("p", justify="right", no_wrap=True)
+        table.add_column("kept", justify="right", no_wrap=True)
+        table.add_column(f"{head}: the teacher's likeliest", overflow="fold")
+        for target in targets:
+            likeliest = "  ".join(
+                f"[bold]{escape(_name(entry))}[/] {entry['probability']:.3f}" for entry in target["likeliest"]
+            )
+            cells = [str(target["entries"]), likeliest]
+            if text_row:
+                came = target["next"]
+                context = "" if target["context"] is None else _visible(target["context"])
+                first = [str(target["position"]), escape(context), escape(_name(came))]
+                cells = [*first, f"{came['probability']:.3f}", *cells]
+            table.add_row(*cells)
+        console.print(table)
+
+
+def _name(entry: dict[str, Any]) -> str:
+    return str(entry["id"]) if entry["text"] is None else _visible(entry["text"]) or f"#{entry['id']}"
+
+
+def _visible(text: str) -> str:
+    """Blanks and line ends made visible, control characters escaped: nothing can move the cursor."""
+    shown = text.replace(" ", "·").replace("\n", "⏎").replace("\t", "→")
+    return "".join(char if char.isprintable() else f"\\x{ord(char):02x}" for char in shown)

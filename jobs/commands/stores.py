@@ -1,0 +1,133 @@
+"""`decant verify`, `decant compact` and `decant gc`: the upkeep of a store."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console, ConsoleOptions, RenderResult
+from rich.progress_bar import ProgressBar
+
+from jobs.commands.arguments import Options, StoreUrl, open_store
+from jobs.progress import Display
+from jobs.terminal import count, err, out, size
+
+if TYPE_CHECKING:
+    from pipeline.targets.commit import Commit
+
+MOST = 20
+"""Problems and names that are printed one by one."""
+
+
+def register(app: typer.Typer) -> None:
+    """Adds the commands."""
+    app.command()(verify)
+    app.command()(compact)
+    app.command()(gc)
+
+
+class VerifyView:
+    """Shards read so far."""
+
+    note = ""
+
+    def __init__(self, units: int) -> None:
+        self.units, self.done, self.bytes = units, 0, 0
+        self.messages: list[str] = []
+
+    def on(self, commit: Commit) -> None:
+        """Takes one verified unit."""
+        self.done += 1
+        self.bytes += commit.shard_bytes
+
+    def line(self) -> str:
+        """All of it in one plain line."""
+        return f"verified {count(self.done)} of {count(self.units)} units, {size(self.bytes)}"
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        yield ProgressBar(total=max(self.units, 1), completed=self.done, width=min(options.max_width, 72))
+        yield self.line()
+
+
+def verify(
+    store: StoreUrl,
+    discard: Annotated[
+        bool,
+        typer.Option("--discard", help="Take damaged units out, so that decant label does them again."),
+    ] = False,
+    option: Options = None,
+) -> None:
+    """Read every shard of a store: checksums, schema, counts, and that each unit is there once.
+
+    Leaves with code 1 if anything is wrong, and names each shard. Units that are planned but not labelled yet
+    are counted, and are no fault.
+
+    \b
+      decant verify runs/store
+      decant verify runs/store --discard && decant label job.yaml
+
+    Next: decant train job.yaml
+    """
+    opened, _ = open_store(store, option)
+    view = VerifyView(len(opened.committed()))
+    with Display(view, err()):
+        result = opened.verify(view.on)
+    console = out()
+    for problem in result.problems[:MOST]:
+        console.print(f"{problem.shard or problem.unit}: {problem.reason}", soft_wrap=True, markup=False)
+    if len(result.problems) > MOST:
+        console.print(f"and {len(result.problems) - MOST} more")
+    console.print(
+        f"{count(result.shards)} shards, {count(result.rows)} rows, {count(result.targets)} targets, "
+        f"{count(result.quarantined)} quarantined; {count(result.missing_units)} planned units are not "
+        "labelled yet"
+    )
+    if not result.problems:
+        console.print("all of it is whole")
+        return
+    damaged = {problem.unit for problem in result.problems if problem.unit}
+    if discard and damaged:
+        opened.discard(damaged)
+        console.print(f"took {count(len(damaged))} units out: decant label does them again")
+    else:
+        console.print(
+            f"{count(len(result.problems))} problems. To label the damaged units again: "
+            "decant verify STORE --discard, then decant label job.yaml"
+        )
+    raise typer.Exit(1)
+
+
+def compact(store: StoreUrl, option: Options = None) -> None:
+    """Fold a store's commit records into its manifest, so that it opens fast.
+
+    decant label does it at its end. It is safe at any time, also while a job is labelling into the store.
+    """
+    opened, _ = open_store(store, option)
+    out().print(
+        f"{count(opened.compact())} units in the manifest of {opened.url}", soft_wrap=True, markup=False
+    )
+
+
+def gc(
+    store: StoreUrl,
+    grace: Annotated[
+        float, typer.Option(min=0, help="Seconds that a file must be old. Longer than any unit takes.")
+    ] = 3600.0,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Name what would go, and remove nothing.")
+    ] = False,
+    option: Options = None,
+) -> None:
+    """Remove files that nothing in the store refers to: what killed or beaten attempts left behind.
+
+    \b
+      decant gc runs/store --dry-run
+    """
+    opened, _ = open_store(store, option)
+    names = opened.gc(grace, delete=not dry_run)
+    console = out()
+    for name in names[:MOST]:
+        console.print(name, soft_wrap=True, markup=False)
+    if len(names) > MOST:
+        console.print(f"and {len(names) - MOST} more")
+    console.print(f"{count(len(names))} files {'would go' if dry_run else 'removed'}")

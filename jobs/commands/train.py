@@ -1,0 +1,122 @@
+"""`decant train`: a student from a store, with its progress."""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import TYPE_CHECKING
+
+import typer
+from rich.console import Console, ConsoleOptions, RenderResult
+from rich.progress_bar import ProgressBar
+from rich.text import Text
+
+from jobs.commands.arguments import JobFile, Overrides
+from jobs.config import load_train
+from jobs.progress import Display
+from jobs.terminal import count, duration, err, out
+
+if TYPE_CHECKING:
+    from student.evaluate import Score
+    from student.train import Event
+
+
+def register(app: typer.Typer) -> None:
+    """Adds the command."""
+    app.command()(train)
+
+
+class TrainView:
+    """The state of a training run, as lines."""
+
+    note = ""
+
+    def __init__(self, title: str, steps: int) -> None:
+        self.title, self.steps, self.first, self.step = title, steps, 0, 0
+        self.messages: list[str] = []
+        self.facts: list[tuple[str, str]] = []
+        self.began = time.monotonic()
+
+    def on(self, event: Event) -> None:
+        """Takes one event of the trainer."""
+        from student import train as trainer
+
+        match event:
+            case trainer.Started():
+                self.first = self.step = event.step
+                self.began = time.monotonic()
+                self.messages.append(
+                    f"{count(event.parameters)} parameters on {event.device}, {event.ranks} "
+                    f"rank{'s' if event.ranks > 1 else ''}, {count(event.rows)} rows an epoch, "
+                    f"{count(event.held_out)} held out"
+                    + (f"; goes on after step {count(event.step)}" if event.step else "")
+                )
+            case trainer.Step():
+                self.step = event.step
+                self.facts = [
+                    ("loss", f"{event.loss:.4f}"),
+                    ("learning rate", f"{event.learning_rate:.2e}"),
+                    ("gradient norm", f"{event.gradient_norm:.3g}"),
+                    ("epoch", f"{event.epoch:.2f}"),
+                    ("targets/s", f"{event.targets_per_second:,.0f}"),
+                ]
+            case trainer.Evaluated():
+                self.messages.append(f"step {count(event.step)}: {scored(event.score)}")
+
+    def seconds_left(self) -> float | None:
+        """At the mean pace of this run; None before its first report."""
+        done = self.step - self.first
+        return (time.monotonic() - self.began) / done * (self.steps - self.step) if done else None
+
+    def line(self) -> str:
+        """All of it in one plain line."""
+        facts = [("step", f"{count(self.step)} of {count(self.steps)}"), *self.facts]
+        facts.append(("left", duration(self.seconds_left())))
+        return ", ".join(f"{name} {value}" for name, value in facts)
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        yield Text(f"{self.title}  {duration(time.monotonic() - self.began)}", style="bold")
+        yield ProgressBar(total=self.steps, completed=self.step, width=min(options.max_width, 72))
+        yield Text(self.line(), overflow="fold")
+        for message in self.messages[-6:]:
+            yield Text(message, style="dim", overflow="ellipsis", no_wrap=True)
+
+
+def scored(score: Score) -> str:
+    """An evaluation in a line."""
+    return ", ".join(
+        f"{name.replace('_', ' ')} {value:.4f}" if isinstance(value, float) else f"{name} {count(value)}"
+        for name, value in vars(score).items()
+        if value is not None
+    )
+
+
+def train(job: JobFile, overrides: Overrides = None) -> None:
+    """Train a student from the store.
+
+    Needs neither corpus nor teacher: the job file may hold a train section alone, with its store's url. Run it
+    again after anything that stopped it, and it goes on from the last checkpoint, with the weights it would
+    have had. Under torchrun every rank runs it, and the first one reports.
+
+    \b
+      decant train job.yaml
+      decant train job.yaml train.steps=5000 train.loss.hard_weight=0.3
+      torchrun --nproc-per-node 4 -m jobs.cli train job.yaml
+
+    Next: the weights are in OUTPUT/checkpoints/last; `student.checkpoint` reads them.
+    """
+    config = load_train(job, overrides or ())
+    from student import train as trainer
+
+    assert config.store is not None
+    view = TrainView(f"training from {config.store.url}", config.steps)
+    finished: trainer.Finished | None = None
+    with Display(view, err() if os.environ.get("RANK", "0") == "0" else None):
+        for event in trainer.train(config):
+            view.on(event)
+            if isinstance(event, trainer.Finished):
+                finished = event
+    if finished is not None:
+        score = f": {scored(finished.score)}" if finished.score else ""
+        out().print(f"trained {count(finished.step)} steps{score}", soft_wrap=True, markup=False)
+        out().print(f"weights: {finished.checkpoint}", soft_wrap=True, markup=False)
