@@ -38,6 +38,12 @@ LABEL = "label"
 T = TypeVar("T")
 
 
+def has_labels(spec: Spec, head: str) -> bool:
+    """Whether the store knows the true classes of the head's targets."""
+    wanted = LABEL if spec.head(head).positions == "single" else TOKENS
+    return any(item.name == wanted for item in spec.inputs)
+
+
 @dataclass(frozen=True)
 class Batch:
     """Some rows of a store.
@@ -70,10 +76,10 @@ class Batch:
 
     def labels(self, head: str) -> Tensor | None:
         """int64 [N], the tokens that really came next; for a "single" head the input "label", if there is."""
-        if self.spec.head(head).positions == "single":
-            return self.inputs[LABEL].long() if LABEL in self.inputs else None
-        if TOKENS not in self.inputs:
+        if not has_labels(self.spec, head):
             return None
+        if self.spec.head(head).positions == "single":
+            return self.inputs[LABEL].long()
         return self.inputs[TOKENS][self.row_index, self.position_index + 1].long()
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:

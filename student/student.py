@@ -1,0 +1,83 @@
+"""A model made ready for a store's head: from a batch to the logits that its targets are about, no others."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from pipeline.targets.errors import ConfigError, SpecMismatch
+from pipeline.targets.spec import Spec
+from pipeline.targets.strict import nearest
+from student import models
+from student.config import TrainConfig
+from student.data import LABEL, Batch, has_labels
+
+
+class Student(nn.Module):
+    """A model whose forward gives logits [N, V] for exactly the positions that have targets.
+
+    All goes through `forward`, so DDP can wrap it whole. A model with `features` and `head` (see
+    `student.models.SmallLM`) never makes the logits of other positions.
+    Raises ConfigError or SpecMismatch for a configuration that does not fit the store.
+    """
+
+    def __init__(self, config: TrainConfig, spec: Spec) -> None:
+        super().__init__()
+        self.head = spec.head(config.head)
+        self.inputs = _input_name(config, spec)
+        self.labelled = has_labels(spec, config.head)
+        _check_vocabulary(config, spec)
+        shape = next(item.shape for item in spec.inputs if item.name == self.inputs)
+        self.model = models.build(config.model, shape, self.head.size)
+        self._halves = (
+            self.head.positions == "next_token"
+            and hasattr(self.model, "features")
+            and hasattr(self.model, "head")
+        )
+
+    def forward(self, batch: Batch) -> torch.Tensor:
+        """Logits [N, V], in the order of the batch's targets. Raises SpecMismatch if V is not the head's."""
+        inputs, name = batch.inputs[self.inputs], self.head.name
+        logits: torch.Tensor
+        if self._halves:
+            logits = self.model.head(batch.pick(self.model.features(inputs), name))  # type: ignore[operator]
+        else:
+            logits = batch.pick(self.model(inputs), name)
+        if logits.ndim != 2 or logits.shape[1] != self.head.size:
+            raise SpecMismatch(
+                f"the student gives logits of shape {list(logits.shape)}, the teacher's head {name} has "
+                f"{self.head.size} classes: give the student as many outputs"
+            )
+        return logits
+
+    def count(self, batch: Batch) -> int:
+        """N, how many targets of the head the batch has."""
+        return len(batch.row_index) if self.head.positions == "next_token" else len(batch)
+
+
+def _input_name(config: TrainConfig, spec: Spec) -> str:
+    names = [item.name for item in spec.inputs]
+    candidates = [name for name in names if name != LABEL]
+    if config.input is not None:
+        if config.input not in names:
+            raise ConfigError(f"the store has no input {config.input!r}{nearest(config.input, names)}")
+        return config.input
+    if len(candidates) != 1:
+        raise ConfigError(f"input: name the one that the student sees, the store has {names}")
+    return candidates[0]
+
+
+def _check_vocabulary(config: TrainConfig, spec: Spec) -> None:
+    vocabulary = spec.vocabulary
+    wanted = config.tokenizer_fingerprint
+    if wanted is not None and (vocabulary is None or vocabulary.fingerprint != wanted):
+        found = f"{vocabulary.fingerprint}" if vocabulary else "none"
+        raise SpecMismatch(
+            f"tokenizer_fingerprint is {wanted}, the store was labelled with {found}: its token ids mean "
+            "something else to this student"
+        )
+    head = spec.head(config.head)
+    if vocabulary is not None and head.positions == "next_token" and vocabulary.size > head.size:
+        raise SpecMismatch(
+            f"the store's tokenizer has {vocabulary.size} ids, its head {head.name} only {head.size} classes"
+        )
