@@ -16,10 +16,13 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
+from jobs.document import describe
 from pipeline.targets.strict import nearest
 
 MOST = 8
 """Problems that one message names."""
+
+UNKNOWN = ("extra_forbidden", "unexpected_keyword_argument")
 
 WORDS = {
     "a valid dictionary": "a mapping",
@@ -38,8 +41,12 @@ SECRET = re.compile(r"key|secret|token|passw|credential|connection_string|sas", 
 
 
 def sentences(error: ValidationError, model: type, prefix: Sequence[str] = ()) -> list[str]:
-    """One sentence per problem, each beginning with the dotted path; prefix stands before the model's own."""
-    return [_sentence(dict(problem), model, tuple(prefix)) for problem in error.errors(include_url=False)]
+    """One sentence per problem, each beginning with the dotted path; prefix stands before the model's own.
+
+    Unknown keys come first: a misspelt key is also a missing one.
+    """
+    problems = sorted(error.errors(include_url=False), key=lambda problem: problem["type"] not in UNKNOWN)
+    return [_sentence(dict(problem), model, tuple(prefix)) for problem in problems]
 
 
 def is_secret(path: Sequence[str | int]) -> bool:
@@ -55,7 +62,7 @@ def _sentence(problem: dict[str, Any], model: type, prefix: tuple[str, ...]) -> 
     full = (*prefix, *path)
     name = ".".join(str(item) for item in full)
     kind, context = problem["type"], problem.get("ctx", {})
-    if kind in ("extra_forbidden", "unexpected_keyword_argument"):
+    if kind in UNKNOWN:
         where = f"{name}: " if name else ""
         return f"{where}unknown key{nearest(str(path[-1]), _names(owner))}"
     if kind in ("missing", "missing_argument"):
@@ -80,9 +87,11 @@ def _sentence(problem: dict[str, Any], model: type, prefix: tuple[str, ...]) -> 
 
 
 def _got(value: object, path: Sequence[str | int]) -> str:
-    if is_secret(path):
-        return ""
-    text = "nothing (null)" if value is None else json.dumps(value, ensure_ascii=False)
+    if "options" in path:
+        return ""  # below it, anything may be a credential
+    if value is None or isinstance(value, dict | list):
+        return f", got {describe(value)}"
+    text = json.dumps(value, ensure_ascii=False)
     return f", got {text if len(text) <= 80 else text[:77] + '...'}"
 
 

@@ -20,7 +20,7 @@ JobFile = Annotated[
 Overrides = Annotated[
     list[str] | None,
     typer.Argument(
-        metavar="[KEY.SUB=VALUE]...",
+        metavar="KEY.SUB=VALUE",
         help="Keys of the job that stand above the file; the value is YAML, a list takes an index.",
         show_default=False,
     ),

@@ -18,11 +18,11 @@ def demo(
         Path, typer.Option("--output", "-o", help="Folder of teachers, stores, students and the report.")
     ] = Path("demo-output"),
 ) -> None:
-    """Run the main job on this machine's own Python sources and on scikit-learn's digits.
+    """Run the main job on what this machine has.
 
-    Trains a small teacher (once, it is kept), labels with two replicas on Ray, kills one in the middle,
-    verifies the store, trains students with and without it, and writes one HTML report. No download; a few
-    minutes.
+    On its own Python sources and on scikit-learn's digits. Trains a small teacher (once, it is kept), labels
+    with two replicas on Ray, kills one in the middle, verifies the store, trains students with and without
+    it, and writes one HTML report. No download; a few minutes.
 
     \b
       decant demo

@@ -40,7 +40,7 @@ def inspect(
     as_json: Annotated[bool, typer.Option("--json", help="Everything as one JSON object.")] = False,
     option: Options = None,
 ) -> None:
-    """Show a store's spec and progress, and decoded rows: what the teacher said.
+    """Show a store's spec, its progress, and decoded rows.
 
     For text, each row shows some positions: the words before, the token that came next and its probability,
     and the teacher's likeliest next tokens. That needs the tokenizer: give the job file instead of the store,

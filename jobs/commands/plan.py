@@ -29,10 +29,11 @@ def plan(
         bool, typer.Option("--measure", help="Label the first pending unit (it is kept) for an estimate.")
     ] = False,
 ) -> None:
-    """List the corpus, cut it into units, and write the plan into the store.
+    """List the corpus, cut it into units, estimate the work.
 
-    Nothing is labelled, but the teacher and the tokenizer are opened and the store is made, so whatever is
-    wrong with the job shows here. Planning again after the corpus has grown adds units and changes none.
+    The plan goes into the store. Nothing is labelled, but the teacher and the tokenizer are opened and the
+    store is made, so whatever is wrong with the job shows here. Planning again after the corpus has grown
+    adds units and changes none.
 
     \b
       decant plan job.yaml

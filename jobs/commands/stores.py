@@ -57,10 +57,10 @@ def verify(
     ] = False,
     option: Options = None,
 ) -> None:
-    """Read every shard of a store: checksums, schema, counts, and that each unit is there once.
+    """Read a whole store, and say whether all is well.
 
-    Leaves with code 1 if anything is wrong, and names each shard. Units that are planned but not labelled yet
-    are counted, and are no fault.
+    Checksums, schema, counts, and that each record is there exactly once. Leaves with code 1 if anything is
+    wrong, and names each shard. Units that are planned but not labelled yet are counted, and are no fault.
 
     \b
       decant verify runs/store
@@ -98,9 +98,10 @@ def verify(
 
 
 def compact(store: StoreUrl, option: Options = None) -> None:
-    """Fold a store's commit records into its manifest, so that it opens fast.
+    """Fold commit records into the manifest.
 
-    decant label does it at its end. It is safe at any time, also while a job is labelling into the store.
+    The store opens faster then. decant label does it at its end. It is safe at any time, also while a job is
+    labelling into the store.
     """
     opened, _ = open_store(store, option)
     out().print(
@@ -118,7 +119,9 @@ def gc(
     ] = False,
     option: Options = None,
 ) -> None:
-    """Remove files that nothing in the store refers to: what killed or beaten attempts left behind.
+    """Remove files that nothing in a store refers to.
+
+    That is what killed or beaten attempts left behind.
 
     \b
       decant gc runs/store --dry-run

@@ -94,9 +94,9 @@ def scored(score: Score) -> str:
 def train(job: JobFile, overrides: Overrides = None) -> None:
     """Train a student from the store.
 
-    Needs neither corpus nor teacher: the job file may hold a train section alone, with its store's url. Run it
-    again after anything that stopped it, and it goes on from the last checkpoint, with the weights it would
-    have had. Under torchrun every rank runs it, and the first one reports.
+    Needs neither corpus nor teacher: the job file may hold a train section alone, with its store's url. Run
+    it again after anything that stopped it, and it goes on from the last checkpoint, with the weights it
+    would have had. Under torchrun every rank runs it, and the first one reports.
 
     \b
       decant train job.yaml
