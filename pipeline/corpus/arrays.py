@@ -133,4 +133,5 @@ def rows_between(
         if len(data) < count * layout.row_bytes:
             raise CorpusUnreadable(f"{url} ends before row {first + count}: copy it again, or exclude it")
         values = np.frombuffer(data, layout.dtype).reshape(count, *layout.shape)
-        yield from zip(range(first, first + count), values, strict=True)
+        for i in range(count):
+            yield first + i, values[i, ...]  # an array, also where a row is a single number

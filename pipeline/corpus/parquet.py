@@ -137,20 +137,14 @@ def as_bytes(column: pa.Array) -> pa.Array:
 
 
 def is_text(kind: pa.DataType) -> bool:
-    """Strings, bytes, or a dictionary of them."""
+    """Strings, bytes, a dictionary of them, or nulls alone."""
     if pa.types.is_dictionary(kind):
         kind = kind.value_type
-    return any(
-        test(kind)
-        for test in (
-            pa.types.is_string,
-            pa.types.is_large_string,
-            pa.types.is_binary,
-            pa.types.is_large_binary,
-        )
-    )
+    tests = (pa.types.is_string, pa.types.is_large_string, pa.types.is_binary, pa.types.is_large_binary)
+    return pa.types.is_null(kind) or any(test(kind) for test in tests)
 
 
 def is_key(kind: pa.DataType) -> bool:
-    """Strings or integers."""
-    return bool(pa.types.is_integer(kind) or pa.types.is_string(kind) or pa.types.is_large_string(kind))
+    """Strings, integers, or nulls alone."""
+    tests = (pa.types.is_string, pa.types.is_large_string, pa.types.is_integer, pa.types.is_null)
+    return any(test(kind) for test in tests)
