@@ -90,7 +90,9 @@ class Codec(ABC):
 
     @abstractmethod
     def statistics(self, encoded: Encoded, size: int) -> dict[str, float]:
-        """Means per target that a commit record keeps, for example {"entries": 6.1, "captured_mass": 0.93}."""
+        """Means per target that a commit record keeps: "entries" stored, "captured_mass" (the probability
+        stored with a value of its own) and "payload_bytes", before compression; 0 for no target.
+        """
 
     def to_json(self) -> dict[str, Any]:
         """The configuration that `codec_from_json` rebuilds the codec from."""
@@ -121,8 +123,9 @@ def ranges(starts: Array, lengths: Array) -> npt.NDArray[np.int64]:
     lengths = np.asarray(lengths, dtype=np.int64)
     ends = np.cumsum(lengths)
     total = int(ends[-1]) if len(ends) else 0
-    shift = np.repeat(np.asarray(starts, dtype=np.int64) - (ends - lengths), lengths)
-    return np.arange(total, dtype=np.int64) + shift
+    out = np.repeat(np.asarray(starts, dtype=np.int64) - (ends - lengths), lengths)
+    out += np.arange(total, dtype=np.int64)
+    return out
 
 
 def take(encoded: Encoded, layout: Sequence[Field], targets: npt.NDArray[np.int64]) -> Encoded:

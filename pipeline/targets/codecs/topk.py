@@ -4,8 +4,8 @@ Knows how to pick, order and measure; the tail's mass is summed from the full lo
 1 - sum of the head, which loses every digit when the head has nearly all the mass.
 
 The tail's log-mass at an inverse temperature beta, log sum_tail exp(beta log p_i), makes a head plus one
-"everything else" bucket right at temperature 1/beta. As a function of beta it is a cumulant generating function:
-convex and smooth, so a few betas pin it down between them.
+"everything else" bucket right at temperature 1/beta. As a function of beta it is a cumulant generating
+function: convex and smooth, so a few betas pin it down between them.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class TopK(Codec):
 
     def encode(self, logits: Array, uniforms: Array) -> Encoded:
         """See `Codec.encode`."""
-        n, size = logits.shape
+        size = logits.shape[1]
         k = min(self.k, size)
         bad = ~np.isfinite(logits.max(axis=1))
         if bad.any():
@@ -85,8 +85,39 @@ class TopK(Codec):
             }
 
     def encode_torch(self, logits: torch.Tensor, uniforms: Array) -> Encoded:
-        """The ids of `encode` exactly; values within rounding."""
-        return self.encode(logits.double().cpu().numpy(), uniforms)
+        """The ids of `encode` exactly; log-probabilities and log-masses within 1e-5 before they are rounded.
+
+        Arithmetic over all classes in float32 (float64 for float64 logits), over the kept ones in float64.
+        """
+        import torch
+
+        logits = logits.detach()
+        size = logits.shape[1]
+        k = min(self.k, size)
+        # One more than is kept: it says whether the border is a tie, and it is the largest of the tail.
+        values, ids = torch.topk(logits, min(k + 1, size), dim=1)
+        bad = ~torch.isfinite(values[:, 0])
+        if bool(bad.any()):
+            raise NonFiniteLogits(bad.cpu().numpy())
+        border, ids = values[:, -1], ids[:, :k]
+        if k < size:
+            ids = _lowest_ids(logits, values, ids)
+        # topk orders equal logits as it likes: by id, then stably by value.
+        ids = ids.sort(dim=1).values
+        values, order = logits.gather(1, ids).sort(dim=1, descending=True, stable=True)
+        ids = ids.gather(1, order)
+        head = values.double()
+        top = border.double().nan_to_num(neginf=0.0)
+        betas = sorted({1.0, *self.betas})
+        masses = dict(zip(betas, _tail_masses(logits, ids, top, betas), strict=True))
+        log_total = torch.logaddexp(head.logsumexp(dim=1), top + masses[1.0].log())
+        tail = [beta * (top - log_total) + masses[beta].log() for beta in self.betas]
+        with np.errstate(over="ignore"):
+            return {
+                "ids": ids.cpu().numpy().astype(id_dtype(size)),
+                "log_probs": (head - log_total[:, None]).cpu().numpy().astype(DTYPES[self.dtype]),
+                "tail_log_mass": torch.stack(tail, dim=1).cpu().numpy().astype("<f4"),
+            }
 
     def decode(self, encoded: Encoded, size: int) -> TopKTargets:
         """See `TopKTargets`."""
@@ -99,7 +130,7 @@ class TopK(Codec):
         )
 
     def statistics(self, encoded: Encoded, size: int) -> dict[str, float]:
-        """entries: min(k, V); captured_mass: the probability of the kept classes; payload_bytes per target."""
+        """entries: min(k, V); captured_mass: probability of the kept classes; payload_bytes per target."""
         n = len(encoded["ids"])
         if n == 0:
             return {"entries": 0.0, "captured_mass": 0.0, "payload_bytes": 0.0}
@@ -117,3 +148,48 @@ def _log_sum_exp(values: Array) -> Array:
         return np.full(len(values), -np.inf)
     top = np.maximum(values.max(axis=1), np.finfo(np.float64).min)
     return np.asarray(top + np.log(np.exp(values - top[:, None]).sum(axis=1)))
+
+
+def _chunks(logits: torch.Tensor) -> range:
+    """Starts of row chunks whose scratch stays in a CPU's cache, or is small for an accelerator."""
+    elements = 2**20 if logits.device.type == "cpu" else 2**27
+    return range(0, len(logits), max(1, elements // logits.shape[1]))
+
+
+def _lowest_ids(logits: torch.Tensor, values: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+    """The kept ids where the last kept logit equals the first dropped one: of those equal, the lowest.
+
+    values: [N, k + 1], ids: [N, k], as torch.topk found them. Only rows with such a tie are looked at again.
+    """
+    import torch
+
+    k = ids.shape[1]
+    tied = (values[:, k - 1] == values[:, k]).nonzero().squeeze(1)
+    starts = _chunks(logits)
+    for some in torch.split(tied, starts.step):
+        border = values[some, k, None]
+        surely = (values[some, :k] > border).sum(dim=1)
+        row, equal = (logits[some] == border).nonzero(as_tuple=True)
+        count = torch.bincount(row, minlength=len(some))
+        place = surely[row] + torch.arange(len(row), device=row.device) - (count.cumsum(0) - count)[row]
+        kept = place < k
+        ids = ids.index_put((some[row[kept]], place[kept]), equal[kept])
+    return ids
+
+
+def _tail_masses(
+    logits: torch.Tensor, ids: torch.Tensor, top: torch.Tensor, betas: list[float]
+) -> list[torch.Tensor]:
+    """For each beta the sum of exp(beta (x - top)) over the classes not in `ids`; float64 [N] each."""
+    import torch
+
+    masses = top.new_zeros(len(betas), len(logits))
+    dtype = torch.promote_types(logits.dtype, torch.float32)
+    starts = _chunks(logits)
+    for start in starts:
+        chunk = slice(start, start + starts.step)
+        shifted = logits[chunk].to(dtype) - top[chunk, None].to(dtype)
+        shifted.scatter_(1, ids[chunk], -torch.inf)
+        for i, beta in enumerate(betas):
+            masses[i, chunk] = (shifted * beta).exp_().sum(dim=1)
+    return list(masses)
