@@ -64,7 +64,8 @@ class ArrayRenderer(Renderer):
             raise Rejected(
                 "undecodable", f"{record.key} is {array.dtype}, which {self.config.dtype} cannot hold"
             )
-        values = np.ascontiguousarray(array, dtype=self.dtype)
+        with np.errstate(over="ignore"):  # what overflows is infinite, and rejected below
+            values = np.ascontiguousarray(array, dtype=self.dtype)
         if self.dtype.kind == "f" and not np.isfinite(values).all():
             raise Rejected("non_finite", f"{record.key} has an infinite or undefined value")
         return [View({self.config.name: values}, 1)]

@@ -96,8 +96,8 @@ class WindowRenderer(Renderer):
             raise Rejected("undecodable", f"{record.key} has no text in its field {self.config.field!r}")
         try:
             encoding = self.tokenizer.encode_batch_fast([text], add_special_tokens=False)[0]
-        except UnicodeEncodeError as error:
-            raise Rejected("undecodable", f"{record.key} is no valid Unicode text: {error}") from error
+        except TypeError as error:  # what the library says of a str with a lone surrogate
+            raise Rejected("undecodable", f"{record.key} is no valid Unicode text") from error
         tokens = np.array(encoding.ids, dtype=self.dtype)
         step = self.config.length - 1
         windows = [tokens[i : i + self.config.length] for i in range(0, max(len(tokens) - 1, 0), step)]
