@@ -19,7 +19,8 @@ from pipeline.targets.strict import build
 HISTOGRAM_BINS = 40
 """Bins of a histogram in a commit record; those of entropies are 0.25 nats wide, the last one open."""
 
-_HEX = {"unit": 32, "attempt": 16, "spec_fingerprint": 32, "shard_sha256": 64, "quarantine_sha256": 64}
+_DIGITS = {"unit": 32, "attempt": 16, "spec_fingerprint": 32, "shard_sha256": 64, "quarantine_sha256": 64}
+_HEX = {digits: re.compile(f"[0-9a-f]{{{digits}}}") for digits in set(_DIGITS.values())}
 _COUNTS = ("shard_bytes", "records", "rows", "targets", "quarantined", "failures")
 _SECONDS = ("started", "finished", "forward_seconds")
 
@@ -59,11 +60,11 @@ class Commit:
 
     def __post_init__(self) -> None:
         """Raises ValueError: a record comes from outside, and its names decide which files are opened."""
-        for name, digits in _HEX.items():
+        for name, digits in _DIGITS.items():
             value = getattr(self, name)
             if value is None and name.endswith("sha256"):
                 continue
-            if not isinstance(value, str) or not re.fullmatch(f"[0-9a-f]{{{digits}}}", value):
+            if not isinstance(value, str) or not _HEX[digits].fullmatch(value):
                 raise ValueError(f"{name} is not {digits} hexadecimal digits")
         for name in _COUNTS:
             value = getattr(self, name)

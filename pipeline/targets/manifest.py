@@ -35,7 +35,9 @@ SCHEMA = pa.schema(
         for field in dataclasses.fields(Commit)
     ]
 )
-_GROUP_ROWS = 2**14
+_GROUP_ROWS = 2**16
+_PYTHON_ROWS = 2**12
+"""Commit records that are Python objects at once."""
 _PLAIN = [name for name in SCHEMA.names if name not in ("statistics", "histograms")]
 
 
@@ -71,10 +73,16 @@ class Manifest:
         for start in range(0, len(self.units), _GROUP_ROWS):
             yield from self.units[start : start + _GROUP_ROWS].astype("U32").tolist()
 
+    def attempts(self) -> Iterator[str]:
+        """ "<unit>-<attempt>" of its units: the stem of the names of what they refer to."""
+        for batch in self._batches(["unit", "attempt"]):
+            yield from pc.binary_join_element_wise(batch.column(0), batch.column(1), "-").to_pylist()
+
     def commits(self) -> Iterator[Commit]:
         """All its commit records, in the order of compaction."""
         for batch in self._batches(None):
-            yield from self._commits(batch)
+            for start in range(0, len(batch), _PYTHON_ROWS):
+                yield from self._commits(batch.slice(start, _PYTHON_ROWS))
 
     def find(self, unit: str) -> Commit | None:
         """The unit's commit record."""
@@ -103,8 +111,14 @@ class Manifest:
                     dropped = pc.is_in(batch.column(0), pa.array(sorted(without), pa.string()))
                     batch = batch.filter(pc.invert(dropped))
                 writer.write_batch(batch.replace_schema_metadata(schema.metadata))
+            waiting: list[pa.RecordBatch] = []
             for group in _groups(new):
-                writer.write_batch(_batch(group, schema))
+                waiting.append(_batch(group, schema))
+                if len(waiting) * _PYTHON_ROWS == _GROUP_ROWS:
+                    writer.write_table(pa.Table.from_batches(waiting), _GROUP_ROWS)
+                    waiting.clear()
+            if waiting:
+                writer.write_table(pa.Table.from_batches(waiting), _GROUP_ROWS)
         return sink.getvalue()
 
     @contextlib.contextmanager
@@ -165,7 +179,7 @@ def _groups(commits: Iterable[Commit]) -> Iterator[list[Commit]]:
     group: list[Commit] = []
     for commit in commits:
         group.append(commit)
-        if len(group) == _GROUP_ROWS:
+        if len(group) == _PYTHON_ROWS:
             yield group
             group = []
     if group:

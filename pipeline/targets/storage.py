@@ -153,7 +153,7 @@ class Storage:
         with self.failures("read", absent=True):
             if self.local:
                 return open(self._path(name), "rb")
-            file: BinaryIO = self._fs.open(self._path(name), "rb", cache_type="readahead")
+            file: BinaryIO = self._fs.open(self._path(name), "rb", cache_type="readahead", block_size=2**20)
             return file
 
     def list(self, prefix: str) -> Iterator[Entry]:

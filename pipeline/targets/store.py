@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 SPEC = "spec.json"
 _CURE = "restore it from a copy, or discard its unit and label again"
-_ATTEMPT = re.compile(r"(?:shards/[0-9a-f]{2}|quarantine)/([0-9a-f]{32})-([0-9a-f]{16})\.[a-z]+")
+_ATTEMPT = re.compile(r"(?:shards/[0-9a-f]{2}|quarantine)/(([0-9a-f]{32})-[0-9a-f]{16})\.[a-z]+")
 _RECORD = re.compile(r"commits/([0-9a-f]{32})\.json")
 _MANIFEST = re.compile(r"manifest/([0-9]{8})\.parquet")
 
@@ -255,16 +255,18 @@ class Store:
         """
         before = time.time() - grace_seconds
         manifest = self._newest()
-        live = {(commit.unit, commit.attempt) for commit in self.commits()}
+        live = {f"{commit.unit}-{commit.attempt}" for commit in self._records(sorted(self._record_units()))}
+        live.update(self._newest().attempts())
         names = []
         for folder in ("shards/", "quarantine/"):
             for entry in self.storage.list(folder):
                 attempt = _ATTEMPT.fullmatch(entry.name)
-                if attempt and entry.modified <= before and attempt.group(1, 2) not in live:
-                    # Once more, now that it is listed: it may have been committed meanwhile.
-                    winner = self.find(attempt[1])
-                    if winner is None or winner.attempt != attempt[2]:
-                        names.append(entry.name)
+                if not attempt or entry.modified > before or attempt[1] in live:
+                    continue
+                # Once more, now that it is listed: it may have been committed meanwhile.
+                winner = self.find(attempt[2])
+                if winner is None or f"{winner.unit}-{winner.attempt}" != attempt[1]:
+                    names.append(entry.name)
         for entry in self.storage.list("commits/"):
             record = _RECORD.fullmatch(entry.name)
             if record and entry.modified <= before and record[1] in manifest:

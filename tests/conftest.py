@@ -1,0 +1,36 @@
+"""What more than one room's tests need."""
+
+from __future__ import annotations
+
+import logging
+import uuid
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def s3_options() -> Iterator[dict[str, Any]]:
+    """fsspec options of a real S3 server in this process (moto's), with an empty bucket "decant"."""
+    s3fs = pytest.importorskip("s3fs")
+    moto = pytest.importorskip("moto.server")
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    server = moto.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    options = {
+        "endpoint_url": f"http://{host}:{port}",
+        "key": "test-key",
+        "secret": "test-secret-value",
+        "client_kwargs": {"region_name": "us-east-1"},
+    }
+    s3fs.S3FileSystem(**options).call_s3("create_bucket", Bucket="decant")
+    yield options
+    server.stop()
+
+
+@pytest.fixture
+def s3_bucket_url(s3_options: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    """A URL of the test's own on a real S3 server, and the fsspec options to reach it."""
+    return f"s3://decant/{uuid.uuid4().hex}", dict(s3_options)
