@@ -44,7 +44,7 @@ def label(job: JobFile, overrides: Overrides = None) -> None:
     Next: decant inspect STORE, decant verify STORE, decant train job.yaml
     """
     labelling = load_job(job, overrides or ()).labelling()
-    from pipeline.label import prepare
+    from pipeline.prepare import prepare
 
     with err().status("listing the corpus, opening the teacher …"):
         store = prepare(labelling)

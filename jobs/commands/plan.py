@@ -43,11 +43,13 @@ def plan(
     """
     loaded = load_job(job, overrides or ())
     labelling = loaded.labelling()
-    from pipeline.label import Labeller, prepare
+    from pipeline.prepare import prepare
 
     with err().status("listing the corpus, opening the teacher …"):
         store = prepare(labelling)
     if measure and (unit := next(iter(store.pending()), None)) is not None:
+        from pipeline.label import Labeller
+
         with err().status(f"labelling the first of the pending units, {size(unit.size_bytes)} …"):
             Labeller(labelling).label(unit)
     console = out()

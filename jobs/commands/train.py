@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import time
-from typing import TYPE_CHECKING
 
 import typer
 from rich.console import Console, ConsoleOptions, RenderResult
@@ -15,10 +14,7 @@ from jobs.commands.arguments import JobFile, Overrides
 from jobs.config import load_train
 from jobs.progress import Display
 from jobs.terminal import count, duration, err, out
-
-if TYPE_CHECKING:
-    from student.evaluate import Score
-    from student.train import Event
+from student import events
 
 
 def register(app: typer.Typer) -> None:
@@ -37,12 +33,10 @@ class TrainView:
         self.facts: list[tuple[str, str]] = []
         self.began = time.monotonic()
 
-    def on(self, event: Event) -> None:
+    def on(self, event: events.Event) -> None:
         """Takes one event of the trainer."""
-        from student import train as trainer
-
         match event:
-            case trainer.Started():
+            case events.Started():
                 self.first = self.step = event.step
                 self.began = time.monotonic()
                 self.messages.append(
@@ -51,7 +45,7 @@ class TrainView:
                     f"{count(event.held_out)} held out"
                     + (f"; goes on after step {count(event.step)}" if event.step else "")
                 )
-            case trainer.Step():
+            case events.Step():
                 self.step = event.step
                 self.facts = [
                     ("loss", f"{event.loss:.4f}"),
@@ -60,7 +54,7 @@ class TrainView:
                     ("epoch", f"{event.epoch:.2f}"),
                     ("targets/s", f"{event.targets_per_second:,.0f}"),
                 ]
-            case trainer.Evaluated():
+            case events.Evaluated():
                 self.messages.append(f"step {count(event.step)}: {scored(event.score)}")
 
     def seconds_left(self) -> float | None:
@@ -82,7 +76,7 @@ class TrainView:
             yield Text(message, style="dim", overflow="ellipsis", no_wrap=True)
 
 
-def scored(score: Score) -> str:
+def scored(score: events.Score) -> str:
     """An evaluation in a line."""
     return ", ".join(
         f"{name.replace('_', ' ')} {value:.4f}" if isinstance(value, float) else f"{name} {count(value)}"
@@ -110,11 +104,11 @@ def train(job: JobFile, overrides: Overrides = None) -> None:
 
     assert config.store is not None
     view = TrainView(f"training from {config.store.url}", config.steps)
-    finished: trainer.Finished | None = None
+    finished: events.Finished | None = None
     with Display(view, err() if os.environ.get("RANK", "0") == "0" else None):
         for event in trainer.train(config):
             view.on(event)
-            if isinstance(event, trainer.Finished):
+            if isinstance(event, events.Finished):
                 finished = event
     if finished is not None:
         score = f": {scored(finished.score)}" if finished.score else ""
