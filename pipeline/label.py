@@ -1,0 +1,153 @@
+"""One unit, from the corpus to its commit record, as a stream of overlapping stages.
+
+reader -> views -> batches -> teacher -> encode -> writer, each in a thread of its own. It knows the job and
+the store, and nothing of who hands out units or where.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Generator, Iterable, Iterator
+from contextlib import closing
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from pipeline.batching import Part, Window, batches, windows
+from pipeline.encoding import Labelled, encode
+from pipeline.inference import Answer, Inference
+from pipeline.prepare import prepare, specify
+from pipeline.statistics import Means
+from pipeline.stream import chunks, prefetch
+from pipeline.targets.commit import Commit
+from pipeline.targets.errors import SpecMismatch, TooManyQuarantined
+from pipeline.targets.rows import Rows
+from pipeline.targets.spec import differences
+from pipeline.targets.store import Store
+from pipeline.targets.unit import Quarantined, Unit
+
+if TYPE_CHECKING:
+    from pipeline.job import LabelJob
+
+READ_CHUNK = 16
+"""Records that pass from the reader to the views at a time."""
+
+EVIDENCE = 100
+"""Failures of a unit without one success that are no bad luck."""
+
+
+class Cancelled(Exception):
+    """The unit was left unfinished because `Labeller.cancel` was called."""
+
+
+class Labeller:
+    """What labels units: renderer, teacher and store of a job, loaded once. Several threads may use it."""
+
+    def __init__(self, job: LabelJob) -> None:
+        """Raises SpecMismatch when the store was made with another teacher, tokenizer or setting."""
+        self.job = job
+        self.store = Store.open(job.store.url, job.store.options)
+        self._renderer = job.views.load()
+        teacher = job.teacher.load()
+        spec = specify(job, self._renderer, teacher)
+        if spec.fingerprint != self.store.spec.fingerprint:
+            what = "; ".join(differences(spec, self.store.spec))
+            raise SpecMismatch(f"this replica's model or settings are not those of {self.store.url}: {what}")
+        self._inference = Inference(teacher)
+        self._cancelled = threading.Event()
+
+    def cancel(self) -> None:
+        """Make every `label` in progress end at its next batch with Cancelled, its unit uncommitted."""
+        self._cancelled.set()
+
+    def label(self, unit: Unit) -> Commit:
+        """Label a unit and commit it: its commit record, or that of a faster attempt.
+
+        Raises CorpusChanged, CorpusUnreadable, StorageError, TeacherError; and TooManyQuarantined when the
+        teacher gave no target for any of EVIDENCE views or more, which is no unit's fault. Then nothing of
+        the unit is committed.
+        """
+        started, records, seconds, device = time.time(), 0, 0.0, ""
+        means = Means()
+        last_failure: Quarantined | None = None
+        failures = rows = 0
+        with self.store.writer(unit.id) as writer, closing(self._windows(unit)) as results:
+            for window, parts, unlabelled in results:
+                records += window.records
+                if parts:
+                    order = np.argsort(np.concatenate([part.positions for part in parts]))
+                    writer.write(Rows.concatenate([part.rows for part in parts]).take(order))
+                for part in parts:
+                    rows += len(part.rows)
+                    seconds += part.seconds
+                    device = part.device
+                    means.merge(part.means)
+                for item in unlabelled:
+                    last_failure, failures = item, failures + 1
+                for item in sorted([*window.quarantined, *unlabelled], key=lambda q: (q.row, q.view or 0)):
+                    writer.quarantine(item)
+            if last_failure is not None and not rows and failures >= EVIDENCE:
+                raise TooManyQuarantined(
+                    f"the teacher gave no target for any of {failures} views, for example of "
+                    f"{last_failure.key}: {last_failure.reason}; nothing of unit {unit.id} is committed"
+                )
+            return writer.commit(
+                records=records,
+                statistics=means.values(),
+                histograms=means.histograms(),
+                started=started,
+                forward_seconds=seconds,
+                device=device,
+            )
+
+    def _windows(self, unit: Unit) -> Generator[tuple[Window, list[Labelled], list[Quarantined]], None, None]:
+        """Each window of the unit with its labelled rows and the views that the teacher could not label."""
+        batching, depth = self.job.label.batching, self.job.label.batching.prefetch
+        records = prefetch(chunks(self.job.corpus.read(unit), READ_CHUNK), depth)
+        rendered = prefetch(windows(records, self._renderer, batching.window), depth)
+        collated = prefetch(self._batches(rendered), depth)
+        answered = prefetch(self._answers(collated), 1)
+        encoded = prefetch(self._encode(answered), depth)
+        with closing(encoded):
+            window: Window | None = None
+            parts: list[Labelled] = []
+            unlabelled: list[Quarantined] = []
+            for item in encoded:
+                if isinstance(item, Labelled):
+                    parts.append(item)
+                elif isinstance(item, Quarantined):
+                    unlabelled.append(item)
+                else:
+                    if window is not None:
+                        yield window, parts, unlabelled
+                    window, parts, unlabelled = item, [], []
+            if window is not None:
+                yield window, parts, unlabelled
+
+    def _batches(self, rendered: Iterable[Window]) -> Iterator[Window | Part]:
+        """Each window, and then its batches."""
+        for window in rendered:
+            yield window
+            yield from batches(window, self._renderer.inputs, self.job.label.batching.budget)
+
+    def _answers(self, collated: Iterable[Window | Part]) -> Iterator[Window | Answer | Quarantined]:
+        for item in collated:
+            if self._cancelled.is_set():
+                raise Cancelled
+            if isinstance(item, Window):
+                yield item
+            else:
+                yield from self._inference(item)
+
+    def _encode(
+        self, answered: Iterable[Window | Answer | Quarantined]
+    ) -> Iterator[Window | Labelled | Quarantined]:
+        for item in answered:
+            if isinstance(item, Answer):
+                yield from encode(item, self.store.spec)
+            else:
+                yield item
+
+
+__all__ = ["Cancelled", "Labeller", "prepare"]

@@ -1,0 +1,86 @@
+"""Before labelling: what the store declares, and which units there are.
+
+It knows how corpus, views, teacher and store must fit together. It labels nothing.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from pipeline.targets.codecs import Codec
+from pipeline.targets.errors import ConfigError, SpecMismatch
+from pipeline.targets.spec import Head, Spec, Vocabulary
+from pipeline.targets.store import Store
+from pipeline.targets.strict import nearest
+from pipeline.teachers.base import Output, Teacher
+from pipeline.views.base import Renderer
+
+if TYPE_CHECKING:
+    from pipeline.job import LabelJob
+
+
+def prepare(job: LabelJob) -> Store:
+    """Make or open the job's store, and plan what of the corpus is not planned yet.
+
+    Raises ConfigError, SpecMismatch, CorpusMissing, CorpusChanged, StorageError, TeacherError: whatever is
+    wrong with a job shows here, before anything is labelled.
+    """
+    spec = specify(job, job.views.load(), job.teacher.load())
+    store = Store.create(job.store.url, spec, job.store.options)
+    planned = {part.url: part.fingerprint for unit in store.planned() for part in unit.slices}
+    # Without the options: they may hold credentials.
+    corpus = job.corpus.model_dump(mode="json", exclude={"options"})
+    store.write_plan(job.corpus.units(planned), corpus)
+    return store
+
+
+def specify(job: LabelJob, renderer: Renderer, teacher: Teacher) -> Spec:
+    """The spec of the job's store.
+
+    Raises ConfigError when the heads are not the teacher's or cannot be stored so, SpecMismatch when views
+    and teacher do not belong together.
+    """
+    heads = []
+    for name, codec in sorted(job.store.heads.items()):
+        output = teacher.outputs.get(name)
+        if output is None:
+            raise ConfigError(
+                f'store.heads: the teacher has no head "{name}"{nearest(name, teacher.outputs)}'
+            )
+        heads.append(_head(name, output, codec))
+    sequences = [head for head in heads if head.positions == "next_token"]
+    if sequences and renderer.vocabulary is None:
+        raise ConfigError(
+            f'views.kind "{job.views.kind}" gives no tokens, and the head "{sequences[0].name}" is of next '
+            "tokens: use token_windows"
+        )
+    keep = job.store.inputs == "embed" or renderer.vocabulary is not None
+    return Spec(
+        inputs=renderer.inputs if keep else (),
+        heads=tuple(heads),
+        teacher=dict(teacher.description),
+        views=dict(renderer.description),
+        seed=job.store.seed,
+        vocabulary=_vocabulary(renderer.vocabulary, sequences),
+    )
+
+
+def _head(name: str, output: Output, codec: Codec) -> Head:
+    try:
+        codec.layout(output.size)
+    except ValueError as error:
+        raise ConfigError(f"store.heads.{name}: {error}") from error
+    return Head(name, output.size, output.positions, codec)
+
+
+def _vocabulary(vocabulary: Vocabulary | None, sequences: list[Head]) -> Vocabulary | None:
+    """The views' vocabulary, with the width of the teacher's logits."""
+    if vocabulary is None or not sequences:
+        return vocabulary
+    width = min(head.size for head in sequences)
+    if vocabulary.size > width:
+        raise SpecMismatch(
+            f"views.tokenizer has {vocabulary.size} tokens and the teacher's head has {width}: "
+            "give the tokenizer that the teacher was trained with"
+        )
+    return Vocabulary(vocabulary.size, width, vocabulary.fingerprint)

@@ -1,0 +1,91 @@
+"""What a commit record says about its targets: means and histograms, summed while a unit streams by.
+
+It knows logits and codec statistics. Entropy and label_nll cost a pass over the logits, so they are taken
+from every eighth target of a sequence, always the same ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.targets.commit import HISTOGRAM_BINS
+
+if TYPE_CHECKING:
+    import torch
+
+STRIDE = 8
+"""Of a sequence's targets, one in so many is measured."""
+
+BIN_NATS = 0.25
+"""Width of a bin of the entropy's histogram; the last one is open."""
+
+Floats = npt.NDArray[np.float64]
+
+
+class Means:
+    """Weighted means by "<head>.<name>", and histograms of entropies."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, float] = {}
+        self._weights: dict[str, float] = {}
+        self._histograms: dict[str, npt.NDArray[np.int64]] = {}
+
+    def add(self, head: str, means: Mapping[str, float], weight: float) -> None:
+        """Means over `weight` targets of a head."""
+        for name, mean in means.items():
+            full = f"{head}.{name}"
+            self._sums[full] = self._sums.get(full, 0.0) + mean * weight
+            self._weights[full] = self._weights.get(full, 0.0) + weight
+
+    def add_distribution(self, head: str, entropy: Floats, label_nll: Floats | None) -> None:
+        """What `distribution` measured. An infinite label_nll (a class the teacher excludes) is left out."""
+        self.add(head, {"entropy": float(entropy.mean())}, len(entropy))
+        bins = np.minimum(entropy / BIN_NATS, HISTOGRAM_BINS - 1).astype(np.int64)
+        counts = np.bincount(bins, minlength=HISTOGRAM_BINS)
+        name = f"{head}.entropy"
+        self._histograms[name] = self._histograms.get(name, np.zeros(HISTOGRAM_BINS, dtype=np.int64)) + counts
+        if label_nll is not None and len(finite := label_nll[np.isfinite(label_nll)]):
+            self.add(head, {"label_nll": float(finite.mean())}, len(finite))
+
+    def merge(self, other: Means) -> None:
+        """Put another's sums in."""
+        for name, value in other._sums.items():
+            self._sums[name] = self._sums.get(name, 0.0) + value
+            self._weights[name] = self._weights.get(name, 0.0) + other._weights[name]
+        for name, counts in other._histograms.items():
+            self._histograms[name] = counts + self._histograms.get(name, 0)
+
+    def values(self) -> dict[str, float]:
+        """The means."""
+        return {name: self._sums[name] / weight for name, weight in self._weights.items() if weight}
+
+    def histograms(self) -> dict[str, list[int]]:
+        """Targets a bin."""
+        return {name: counts.tolist() for name, counts in self._histograms.items()}
+
+
+def distribution(
+    logits: torch.Tensor, labels: npt.NDArray[np.integer[Any]] | None
+) -> tuple[Floats, Floats | None]:
+    """Entropy, and -log p(label), of some targets, nats, float64 [n].
+
+    logits: [N, V]; labels: integers [N], the tokens that came next: then every eighth target is measured,
+    without them each.
+    """
+    import torch
+
+    with torch.inference_mode():
+        if labels is not None:
+            logits, labels = logits[::STRIDE], labels[::STRIDE]
+        log_p = torch.log_softmax(logits.float(), dim=-1)
+        entropy = torch.special.entr(log_p.exp()).sum(dim=-1)
+        numbers = [entropy]
+        if labels is not None:
+            at = torch.from_numpy(labels.astype(np.int64)).to(logits.device)[:, None]
+            numbers.append(-log_p.gather(1, at)[:, 0])
+        measured = torch.stack(numbers).double().cpu().numpy()
+    return measured[0].clip(min=0.0), measured[1] if labels is not None else None
