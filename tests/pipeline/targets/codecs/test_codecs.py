@@ -1,0 +1,176 @@
+"""What every codec promises, whichever it is."""
+
+import json
+import warnings
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import pydantic
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from pipeline.targets.codecs import Codec, Dense, NonFiniteLogits, Threshold, TopK, base, codec_from_json
+
+CODECS = [
+    Dense(),
+    Dense(dtype="float32"),
+    TopK(k=1),
+    TopK(k=5, betas=(0.25, 0.5, 1.0, 2.0), dtype="float32"),
+    TopK(k=1000, betas=(0.5,)),
+    Threshold(),
+    Threshold(threshold=0.5),
+    Threshold(threshold=1 / 4096),
+]
+every_codec = pytest.mark.parametrize("codec", CODECS, ids=repr)
+IMPLEMENTATIONS = ["numpy", "torch"]
+
+
+def encode(codec: Codec, implementation: str, logits: base.Array, uniforms: base.Array) -> base.Encoded:
+    if implementation == "torch":
+        return codec.encode_torch(torch.from_numpy(logits.copy()), uniforms)
+    return codec.encode(logits, uniforms)
+
+
+@st.composite
+def logits_and_uniforms(draw: st.DrawFn) -> tuple[base.Array, base.Array]:
+    """Up to 6 targets of up to 200 classes: ties, peaks, subnormal tails and excluded classes among them."""
+    shape = draw(st.tuples(st.integers(0, 6), st.integers(1, 200)))
+    values = st.one_of(
+        st.floats(-30, 30, width=32), st.integers(-2, 2).map(float), st.sampled_from([-720.0, -90.0, 40.0])
+    )
+    logits = draw(hnp.arrays(np.float32, shape, elements=values))
+    excluded = draw(hnp.arrays(np.bool_, shape, elements=st.booleans(), fill=st.just(False)))
+    excluded[:, draw(st.integers(0, shape[1] - 1))] = False
+    logits[excluded] = -np.inf
+    ends = st.floats(0, 1, exclude_max=True) | st.sampled_from([0.0, np.nextafter(1.0, 0.0)])
+    return logits, draw(hnp.arrays(np.float64, (shape[0], 2), elements=ends))
+
+
+@every_codec
+def test_json_rebuilds_the_codec(codec: Codec) -> None:
+    assert codec_from_json(json.loads(json.dumps(codec.to_json()))) == codec
+
+
+@pytest.mark.parametrize(
+    ("data", "named"),
+    [
+        ({"kind": "treshold"}, "threshold"),
+        ({"kind": "threshold", "treshold": 0.1}, '"threshold"'),
+        ({"kind": "threshold", "threshold": 0.6}, "threshold: "),
+        ({"kind": "threshold", "threshold": 1 / 4097}, "threshold: "),
+        ({"kind": "threshold", "threshold": float("nan")}, "threshold: "),
+        ({"kind": "topk", "k": 0}, "k: "),
+        ({"kind": "topk", "betas": []}, "betas: "),
+        ({"kind": "topk", "betas": [1.0, 0.5]}, "betas: "),
+        ({"kind": "topk", "betas": [0.5, 0.5]}, "betas: "),
+        ({"kind": "topk", "betas": [float("inf")]}, "betas: "),
+        ({"kind": "topk", "dtype": "int8"}, "dtype: "),
+        ({"kind": "dense", "dtype": "bfloat16"}, "dtype: "),
+    ],
+)
+def test_a_wrong_configuration_is_refused_by_the_name_of_the_key(data: dict[str, Any], named: str) -> None:
+    with pytest.raises(ValueError, match=named):
+        codec_from_json(data)
+
+
+def test_a_job_file_reaches_the_codec_by_its_kind_and_unknown_keys_are_refused() -> None:
+    any_codec = pydantic.TypeAdapter[Codec](
+        Annotated[Dense | TopK | Threshold, pydantic.Field(discriminator="kind")]
+    )
+    assert any_codec.validate_python({"kind": "topk", "k": 3, "betas": [1, 2]}) == TopK(3, (1.0, 2.0))
+    with pytest.raises(pydantic.ValidationError, match="extra"):
+        any_codec.validate_python({"kind": "dense", "k": 3})
+    with pytest.raises(pydantic.ValidationError, match="threshold: must be between"):
+        any_codec.validate_python({"kind": "threshold", "threshold": 2.0})
+    properties = any_codec.json_schema()["$defs"]["Threshold"]["properties"]
+    assert all("description" in schema for schema in properties.values())
+
+
+@every_codec
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@settings(deadline=None, max_examples=25)
+@given(drawn=logits_and_uniforms())
+def test_the_stored_arrays_are_those_that_the_layout_declares(
+    codec: Codec, implementation: str, drawn: tuple[base.Array, base.Array]
+) -> None:
+    logits, uniforms = drawn
+    count, size = logits.shape
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        encoded = encode(codec, implementation, logits, uniforms[:, : codec.draws])
+        codec.decode(encoded, size)
+        statistics = codec.statistics(encoded, size)
+    layout = codec.layout(size)
+    assert list(encoded) == [field.name for field in layout]
+    for field in layout:
+        items = count if field.counted_by is None else int(encoded[field.counted_by].sum(dtype=np.int64))
+        assert encoded[field.name].shape == (items, *field.shape)
+        assert encoded[field.name].dtype == np.dtype(field.dtype)
+    assert set(statistics) == {"entries", "captured_mass", "payload_bytes"}
+    assert statistics["payload_bytes"] * count == pytest.approx(sum(a.nbytes for a in encoded.values()))
+    assert 0 <= statistics["captured_mass"] < 1.01
+
+
+@every_codec
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@settings(deadline=None, max_examples=15)
+@given(drawn=logits_and_uniforms(), cut=st.integers(0, 6))
+def test_a_target_is_encoded_alike_in_any_company(
+    codec: Codec, implementation: str, drawn: tuple[base.Array, base.Array], cut: int
+) -> None:
+    logits, uniforms = drawn
+    layout = codec.layout(logits.shape[1])
+    whole = encode(codec, implementation, logits, uniforms)
+    parts = [encode(codec, implementation, logits[s], uniforms[s]) for s in (slice(cut), slice(cut, None))]
+    joined = base.concatenate(parts, layout)
+    reverse = np.arange(len(logits))[::-1]
+    turned = encode(codec, implementation, logits[reverse], uniforms[reverse])
+    for name, array in whole.items():
+        assert array.tobytes() == joined[name].tobytes()
+        assert array.tobytes() == base.take(turned, layout, reverse)[name].tobytes()
+
+
+@every_codec
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_rows_without_a_distribution_are_refused_and_named(codec: Codec, implementation: str) -> None:
+    logits = np.random.default_rng(0).normal(size=(6, 70)).astype(np.float32)
+    logits[:, 7] = -np.inf
+    logits[1, 69] = np.nan
+    logits[3, 0] = np.inf
+    logits[4] = -np.inf
+    with pytest.raises(NonFiniteLogits) as refused:
+        encode(codec, implementation, logits, np.full((6, codec.draws), 0.5))
+    assert refused.value.rows.tolist() == [False, True, False, True, True, False]
+
+
+@pytest.mark.parametrize("codec", [TopK(), Threshold()], ids=repr)
+def test_bad_rows_are_all_named_when_the_logits_are_worked_on_in_several_chunks(codec: Codec) -> None:
+    logits = torch.randn(8, 300_000, generator=torch.Generator().manual_seed(0))
+    logits[[0, 7], 299_999] = torch.nan
+    with pytest.raises(NonFiniteLogits) as refused:
+        codec.encode_torch(logits, np.full((8, codec.draws), 0.5))
+    assert refused.value.rows.nonzero()[0].tolist() == [0, 7]
+
+
+@every_codec
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_half_precision_logits_are_taken_at_their_exact_value(
+    codec: Codec, dtype: Literal["bfloat16", "float16"]
+) -> None:
+    logits = torch.randn(20, 300, generator=torch.Generator().manual_seed(1)).mul(4).to(getattr(torch, dtype))
+    logits[:, 5] = -torch.inf
+    uniforms = np.random.default_rng(1).random((20, codec.draws))
+    half, full = codec.encode_torch(logits, uniforms), codec.encode_torch(logits.float(), uniforms)
+    assert all(half[name].tobytes() == full[name].tobytes() for name in full)
+
+
+@every_codec
+def test_logits_that_are_a_strided_view_and_want_a_gradient_are_encoded_too(codec: Codec) -> None:
+    logits = torch.randn(300, 40, generator=torch.Generator().manual_seed(2)).T.requires_grad_()
+    uniforms = np.random.default_rng(2).random((40, codec.draws))
+    strided = codec.encode_torch(logits, uniforms)
+    dense = codec.encode_torch(logits.detach().contiguous(), uniforms)
+    assert all(strided[name].tobytes() == dense[name].tobytes() for name in dense)
