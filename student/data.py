@@ -26,6 +26,7 @@ from pipeline.targets.spec import Spec
 from pipeline.targets.store import Store
 from student.order import Block, Split, blocks_of, fingerprint, windows
 from student.targets import TorchTargets, to_torch
+from student.window import Window
 
 STATE_VERSION = 1
 
@@ -249,7 +250,7 @@ class TargetReader(IterableDataset[Batch]):
 
     def _windows(
         self, epoch: int, position: int, endless: bool
-    ) -> Iterator[tuple[int, int, npt.NDArray[np.int64], Rows]]:
+    ) -> Iterator[tuple[int, int, npt.NDArray[np.int64], Window]]:
         """From a row of an epoch on: epoch, the window's first row in it, the order of its rows, the rows."""
         pool = ThreadPoolExecutor(min(self.window_shards, 4), thread_name_prefix="decant-read")
         plan = self._plan(epoch, position, endless)
@@ -258,7 +259,7 @@ class TargetReader(IterableDataset[Batch]):
             while upcoming is not None:
                 number, first, order, futures = upcoming
                 del upcoming
-                window = Rows.concatenate([part for future in futures for part in future.result()])
+                window = Window([part for future in futures for part in future.result()])
                 del futures
                 upcoming = self._fetch(pool, plan)
                 yield number, first, order, window
