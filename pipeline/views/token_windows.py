@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -22,11 +23,16 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 
+PIECE = 1 << 20
+
+
 class TokenWindows(Views):
     """Windows of token ids, as the input "tokens".
 
     A window begins with the last token of the one before, so that every token of a record but its first is
-    predicted exactly once. No special tokens are added.
+    predicted exactly once. No special tokens are added. A text of more than 2^20 characters is tokenized in
+    pieces that end with a line, because a tokenizer takes some 150 bytes of memory a character; the windows
+    run over the pieces' tokens as if they were one.
     """
 
     kind: Literal["token_windows"] = "token_windows"
@@ -88,6 +94,7 @@ class WindowRenderer(Renderer):
             "length": config.length,
             "min_length": config.min_length,
             "field": config.field,
+            "piece": PIECE,
         }
 
     def render(self, record: Record) -> list[View]:
@@ -95,10 +102,10 @@ class WindowRenderer(Renderer):
         if not isinstance(text, str):
             raise Rejected("undecodable", f"{record.key} has no text in its field {self.config.field!r}")
         try:
-            encoding = self.tokenizer.encode_batch_fast([text], add_special_tokens=False)[0]
+            ids = [np.array(self._encode(piece), dtype=self.dtype) for piece in pieces(text, PIECE)]
         except TypeError as error:  # what the library says of a str with a lone surrogate
             raise Rejected("undecodable", f"{record.key} is no valid Unicode text") from error
-        tokens = np.array(encoding.ids, dtype=self.dtype)
+        tokens = np.concatenate(ids)
         step = self.config.length - 1
         windows = [tokens[i : i + self.config.length] for i in range(0, max(len(tokens) - 1, 0), step)]
         if windows and len(windows[-1]) < self.config.min_length:
@@ -106,3 +113,18 @@ class WindowRenderer(Renderer):
         if not windows:
             raise Rejected("empty", f"{record.key} has {len(tokens)} tokens, too few for a window")
         return [View({"tokens": window}, len(window)) for window in windows]
+
+    def _encode(self, piece: str) -> list[int]:
+        ids: list[int] = self.tokenizer.encode(piece, add_special_tokens=False).ids
+        return ids
+
+
+def pieces(text: str, size: int) -> Iterator[str]:
+    """The text in pieces of at most `size` characters, cut after a line, before a space, or anywhere."""
+    start = 0
+    while len(text) - start > size:
+        line, space = text.rfind("\n", start, start + size), text.rfind(" ", start + 1, start + size)
+        stop = line + 1 if line >= 0 else space if space >= 0 else start + size
+        yield text[start:stop]
+        start = stop
+    yield text[start:]

@@ -15,7 +15,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from pipeline.corpus import Record
 from pipeline.targets.errors import UserError
 from pipeline.views import Rejected, TokenWindows
-from pipeline.views.token_windows import WindowRenderer
+from pipeline.views.token_windows import WindowRenderer, pieces
 
 
 def save_tokenizer(folder: Path, extra: int = 0) -> Path:
@@ -100,6 +100,16 @@ def test_the_fingerprint_is_of_the_tokenizers_bytes_not_of_its_place(tmp_path: P
 def test_a_document_of_millions_of_characters_without_a_space_works(folder: Path) -> None:
     views = TokenWindows(tokenizer=str(folder), length=1024).load().render(record("x" * 2_000_000))
     assert sum(view.size - 1 for view in views) == 2_000_000 - 1
+
+
+@settings(deadline=None)
+@given(st.text(alphabet="ab \n", max_size=80), st.integers(1, 20))
+def test_pieces_are_the_text_and_end_with_a_line_where_they_can(text: str, size: int) -> None:
+    found = list(pieces(text, size))
+    assert "".join(found) == text
+    assert all(0 < len(piece) <= size for piece in found[:-1])
+    assert len(found[-1]) <= size
+    assert all(piece.endswith("\n") for piece in found[:-1] if "\n" in piece)
 
 
 def test_what_has_no_text_is_rejected_with_its_key(folder: Path) -> None:

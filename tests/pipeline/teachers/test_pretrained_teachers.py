@@ -1,0 +1,251 @@
+"""Teachers from transformers directories: tiny real architectures, made here, no network."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+import transformers
+
+from pipeline.targets.errors import TeacherError, UserError
+from pipeline.teachers import Batch, CausalLM, ImageClassifier, SequenceClassifier
+from pipeline.teachers.base import Output
+
+VOCABULARY = 97
+TINY = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+
+
+def language_model(architecture: str) -> Any:
+    """A random model; its weights are large enough for differences to show."""
+    torch.manual_seed(0)
+    configs = {
+        "llama": transformers.LlamaConfig(vocab_size=VOCABULARY, num_key_value_heads=2, **TINY),
+        "gpt2": transformers.GPT2Config(
+            vocab_size=VOCABULARY, n_embd=32, n_layer=2, n_head=4, n_positions=64
+        ),
+        "qwen3": transformers.Qwen3Config(vocab_size=VOCABULARY, num_key_value_heads=2, head_dim=8, **TINY),
+        "mamba": transformers.MambaConfig(
+            vocab_size=VOCABULARY, hidden_size=32, num_hidden_layers=2, state_size=4
+        ),
+    }
+    model = transformers.AutoModelForCausalLM.from_config(configs[architecture])
+    for parameter in model.parameters():
+        if parameter.ndim > 1:
+            torch.nn.init.normal_(parameter, std=0.3)
+    return model.eval()
+
+
+def save(model: Any, folder: Path) -> str:
+    model.save_pretrained(folder)
+    return str(folder)
+
+
+def batch(rows: list[list[int]]) -> Batch:
+    lengths = np.array([len(row) for row in rows])
+    tokens = np.zeros((len(rows), lengths.max()), dtype=np.uint16)
+    for i, row in enumerate(rows):
+        tokens[i, : len(row)] = row
+    return Batch({"tokens": tokens}, lengths)
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gpt2", "qwen3", "mamba"])
+def test_padding_changes_no_views_logits(tmp_path: Path, architecture: str) -> None:
+    model = language_model(architecture)
+    teacher = CausalLM(path=save(model, tmp_path), device="cpu").load()
+    assert teacher.outputs == {"logits": Output(VOCABULARY, "next_token")}
+    rows = [list(range(1, 20)), [5, 6, 7], list(range(40, 50))]
+    together = teacher(batch(rows))["logits"]
+    assert together.shape == (3, 19, VOCABULARY)
+    for i, row in enumerate(rows):
+        alone = teacher(batch([row]))["logits"][0]
+        bare = model(input_ids=torch.tensor([row])).logits[0].detach()
+        torch.testing.assert_close(alone, bare, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(together[i, : len(row)], bare, rtol=1e-4, atol=1e-4)
+
+
+def test_logits_keep_the_models_type_and_need_no_gradient(tmp_path: Path) -> None:
+    path = save(language_model("llama"), tmp_path)
+    teacher = CausalLM(path=path, dtype="bfloat16", device="cpu").load()
+    logits = teacher(batch([[1, 2, 3]]))["logits"]
+    assert logits.dtype == torch.bfloat16
+    assert not logits.requires_grad
+    assert not teacher.model.training
+    eager = CausalLM(path=path, attention="eager", device="cpu").load()
+    assert eager.model.config._attn_implementation == "eager"
+
+
+def test_the_fingerprint_is_of_the_weights_not_of_their_place(tmp_path: Path) -> None:
+    model = language_model("llama")
+    one = CausalLM(path=save(model, tmp_path / "one")).load().description
+    assert one == CausalLM(path=save(model, tmp_path / "two")).load().description
+    assert str(tmp_path) not in json.dumps(one)
+    with torch.no_grad():
+        model.lm_head.weight[0, 0] += 1
+    assert (
+        one["fingerprint"] != CausalLM(path=save(model, tmp_path / "two")).load().description["fingerprint"]
+    )
+    assert one != CausalLM(path=str(tmp_path / "one"), dtype="bfloat16").load().description
+
+
+def test_a_path_that_is_no_model_is_a_users_mistake_in_one_sentence(tmp_path: Path) -> None:
+    for path, reason in ((tmp_path / "none", "no config.json"), (tmp_path, "no config.json")):
+        with pytest.raises(UserError, match=reason) as caught:
+            CausalLM(path=str(path)).load()
+        assert str(path) in str(caught.value)
+        assert "\n" not in str(caught.value)
+    model = language_model("llama")
+    model.config.save_pretrained(tmp_path)
+    torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")
+    with pytest.raises(UserError, match="safetensors"):
+        CausalLM(path=str(tmp_path)).load()
+
+
+def test_broken_weights_and_an_unknown_architecture_are_named(tmp_path: Path) -> None:
+    path = save(language_model("llama"), tmp_path)
+    weights = tmp_path / "model.safetensors"
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(TeacherError, match="does not load as AutoModelForCausalLM") as caught:
+        CausalLM(path=path).load()
+    assert path in str(caught.value)
+    weights.write_bytes(whole)
+    (tmp_path / "config.json").write_text('{"model_type": "nosuch"}')
+    with pytest.raises(TeacherError, match="nosuch"):
+        CausalLM(path=path).load()
+
+
+def test_code_in_a_models_directory_is_never_run(tmp_path: Path) -> None:
+    path = save(language_model("llama"), tmp_path / "model")
+    config = json.loads((tmp_path / "model" / "config.json").read_text())
+    config["model_type"] = "custom"
+    config["auto_map"] = {"AutoConfig": "code.C", "AutoModelForCausalLM": "code.M"}
+    (tmp_path / "model" / "config.json").write_text(json.dumps(config))
+    (tmp_path / "model" / "code.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
+    with pytest.raises(TeacherError, match="does not load"):
+        CausalLM(path=path).load()
+    assert not (tmp_path / "ran").exists()
+
+
+def test_weights_that_are_not_in_the_files_are_refused_not_drawn_at_random(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    backbone = transformers.BertModel(transformers.BertConfig(vocab_size=VOCABULARY, **TINY))
+    with pytest.raises(TeacherError, match=r"lacks weights .*classifier"):
+        SequenceClassifier(path=save(backbone, tmp_path)).load()
+
+
+def test_a_device_that_is_not_here_is_a_users_mistake(tmp_path: Path) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("a CUDA device is here")
+    with pytest.raises(UserError, match="cuda:7"):
+        CausalLM(path=save(language_model("llama"), tmp_path), device="cuda:7").load()
+
+
+def image_model(kind: str) -> Any:
+    torch.manual_seed(0)
+    if kind == "vit":
+        config: Any = transformers.ViTConfig(image_size=8, patch_size=4, num_labels=7, **TINY)
+    else:
+        config = transformers.ResNetConfig(
+            embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], layer_type="basic", num_labels=7
+        )
+    return transformers.AutoModelForImageClassification.from_config(config).eval()
+
+
+def images(array: npt.NDArray[Any]) -> Batch:
+    return Batch({"image": array}, np.ones(len(array), dtype=np.int64))
+
+
+@pytest.mark.parametrize("kind", ["vit", "resnet"])
+def test_float_images_go_to_the_model_as_they_are(tmp_path: Path, kind: str) -> None:
+    model = image_model(kind)
+    teacher = ImageClassifier(path=save(model, tmp_path), device="cpu").load()
+    pixels = np.random.default_rng(0).normal(size=(3, 3, 8, 8)).astype(np.float32)
+    assert teacher.outputs == {"logits": Output(7, "single")}
+    with torch.no_grad():
+        expected = model(pixel_values=torch.from_numpy(pixels)).logits
+    torch.testing.assert_close(teacher(images(pixels))["logits"], expected, rtol=1e-5, atol=1e-5)
+
+
+def test_byte_images_are_normalised_as_the_directory_says(tmp_path: Path) -> None:
+    model = image_model("vit")
+    path = save(model, tmp_path)
+    said = {"do_rescale": True, "rescale_factor": 1 / 255, "do_normalize": True}
+    said |= {"image_mean": [0.4, 0.5, 0.6], "image_std": [0.2, 0.3, 0.4]}
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 8, 8, 3)).astype(np.uint8)
+
+    def logits() -> torch.Tensor:
+        teacher = ImageClassifier(path=path, layout="channels_last", device="cpu").load()
+        return teacher(images(pixels))["logits"]
+
+    scaled = pixels.transpose(0, 3, 1, 2) / 255
+    with torch.no_grad():
+        plain = model(pixel_values=torch.tensor(scaled, dtype=torch.float32)).logits
+        mean, std = (np.array(said[key])[:, None, None] for key in ("image_mean", "image_std"))
+        normal = model(pixel_values=torch.tensor((scaled - mean) / std, dtype=torch.float32)).logits
+    torch.testing.assert_close(logits(), plain, rtol=1e-4, atol=1e-5)
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(said))
+    torch.testing.assert_close(logits(), normal, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("pad", [0, None])
+@pytest.mark.parametrize("kind", ["bert", "llama", "gpt2"])
+def test_sequences_of_any_lengths_are_classified_as_if_alone(
+    tmp_path: Path, kind: str, pad: int | None
+) -> None:
+    if kind == "bert" and pad is None:
+        pytest.skip("BERT always has a padding id")
+    torch.manual_seed(0)
+    configs: dict[str, Any] = {
+        "bert": lambda: transformers.BertConfig(vocab_size=VOCABULARY, num_labels=5, **TINY),
+        "llama": lambda: transformers.LlamaConfig(
+            vocab_size=VOCABULARY, num_key_value_heads=2, num_labels=5, pad_token_id=pad, **TINY
+        ),
+        "gpt2": lambda: transformers.GPT2Config(
+            vocab_size=VOCABULARY, n_embd=32, n_layer=2, n_head=4, num_labels=5, pad_token_id=pad
+        ),
+    }
+    model = transformers.AutoModelForSequenceClassification.from_config(configs[kind]()).eval()
+    teacher = SequenceClassifier(path=save(model, tmp_path), device="cpu").load()
+    assert teacher.outputs == {"logits": Output(5, "single")}
+    rows = [list(range(1, 20)), [5, 6, 7], list(range(40, 50)), [9, 8, 7]]
+    together = teacher(batch(rows))["logits"]
+    for i, row in enumerate(rows):
+        with torch.no_grad():
+            bare = model(input_ids=torch.tensor([row])).logits[0]
+        torch.testing.assert_close(together[i], bare, rtol=1e-4, atol=1e-5)
+
+
+def test_a_sequence_classifier_adds_the_special_tokens_of_its_own_tokenizer(tmp_path: Path) -> None:
+    from tokenizers import Tokenizer, models, processors
+
+    torch.manual_seed(0)
+    config = transformers.BertConfig(vocab_size=VOCABULARY, num_labels=5, **TINY)
+    model = transformers.AutoModelForSequenceClassification.from_config(config).eval()
+    path = save(model, tmp_path)
+    tokenizer = Tokenizer(models.WordLevel({"a": 1, "[UNK]": 0}, unk_token="[UNK]"))
+    tokenizer.add_special_tokens(["[CLS]", "[SEP]"])
+    first, last = tokenizer.token_to_id("[CLS]"), tokenizer.token_to_id("[SEP]")
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", first), ("[SEP]", last)]
+    )
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    logits = SequenceClassifier(path=path, device="cpu").load()(batch([[7, 8], [9]]))["logits"]
+    with torch.no_grad():
+        expected = model(input_ids=torch.tensor([[first, 7, 8, last]])).logits[0]
+    torch.testing.assert_close(logits[0], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_loading_and_calling_warns_of_nothing(tmp_path: Path) -> None:
+    path = save(language_model("llama"), tmp_path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        teacher = CausalLM(path=path).load()
+        tokens = batch([[1, 2, 3], [4, 5]])
+        tokens.inputs["tokens"].setflags(write=False)
+        teacher(tokens)
