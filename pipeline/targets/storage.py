@@ -31,6 +31,9 @@ first and writes then, which no test with one writer can tell from the real thin
 TEMPORARY = "tmp/"
 """Half-written files and probes. Nothing in a store refers to them; `Store.gc` removes what was left."""
 
+PAGE_ENTRIES = 1000
+"""Entries that S3 is asked for, or to delete, at a time; it allows no more."""
+
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _DENIED = (errno.EACCES, errno.EPERM, errno.EROFS)
 _NO_FOLDER = (errno.ENOTDIR, errno.EEXIST)
@@ -175,9 +178,9 @@ class Storage:
             for name in names if self.local else ():
                 with contextlib.suppress(FileNotFoundError):
                     os.unlink(self._path(name))
-            for start in range(0, 0 if self.local else len(names), 1000):
+            for start in range(0, 0 if self.local else len(names), PAGE_ENTRIES):
                 with contextlib.suppress(FileNotFoundError):
-                    self._fs.rm([self._path(name) for name in names[start : start + 1000]])
+                    self._fs.rm([self._path(name) for name in names[start : start + PAGE_ENTRIES]])
 
     def probe(self) -> None:
         """Raise StorageError unless files can be written, read and deleted, and put-if-absent is honest."""
@@ -277,7 +280,9 @@ class Storage:
         token: dict[str, str] = {}
         while True:
             with self.failures("listed"):
-                page = self._fs.call_s3("list_objects_v2", Bucket=bucket, Prefix=key, **token)
+                page = self._fs.call_s3(
+                    "list_objects_v2", Bucket=bucket, Prefix=key, MaxKeys=PAGE_ENTRIES, **token
+                )
             for item in page.get("Contents", ()):
                 yield Entry(item["Key"][strip:], item["Size"], item["LastModified"].timestamp())
             if not page.get("IsTruncated"):

@@ -46,6 +46,7 @@ class ShardWriter:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._sink is not None:
+            self._sink.discard()
             # Closing the stack without an error would publish the half-written shard.
             with contextlib.suppress(Abandoned):
                 self._upload.__exit__(Abandoned, Abandoned(), None)
@@ -136,11 +137,13 @@ class _Counted:
     def __init__(self, sink: BinaryIO) -> None:
         self._sink = sink
         self._size = 0
+        self._discarded = False
         self._hash = hashlib.sha256()
 
     def write(self, data: Any) -> int:
         view = memoryview(data).cast("B")
-        self._sink.write(view)
+        if not self._discarded:
+            self._sink.write(view)
         self._hash.update(view)
         self._size += len(view)
         return len(view)
@@ -162,6 +165,10 @@ class _Counted:
 
     def seekable(self) -> bool:
         return False
+
+    def discard(self) -> None:
+        """Write nothing more: an abandoned Parquet writer still writes its footer when it is collected."""
+        self._discarded = True
 
     def measure(self) -> tuple[int, str]:
         """Bytes and SHA-256 so far."""
