@@ -10,7 +10,7 @@ import numpy as np
 from pipeline.targets.errors import TeacherError
 from pipeline.teachers.base import Batch, Output
 from pipeline.teachers.devices import tensor
-from pipeline.teachers.pretrained import Pretrained, load_pretrained
+from pipeline.teachers.pretrained import Pretrained, check_tokens, load_pretrained
 
 if TYPE_CHECKING:
     import torch
@@ -40,6 +40,7 @@ class CausalLMTeacher:
         """Logits [views, L, V] in the model's dtype."""
         import torch
 
+        check_tokens(self.model, batch.inputs["tokens"])
         tokens = tensor(batch.inputs["tokens"], self.device)
         given: dict[str, Any] = {}
         if int(batch.lengths.min()) < tokens.shape[1]:

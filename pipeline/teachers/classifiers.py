@@ -13,7 +13,7 @@ import numpy.typing as npt
 from pipeline.targets.errors import TeacherError
 from pipeline.teachers.base import Batch, Output
 from pipeline.teachers.devices import tensor
-from pipeline.teachers.pretrained import Pretrained, load_pretrained
+from pipeline.teachers.pretrained import Pretrained, check_tokens, load_pretrained
 from pipeline.teachers.weights import model_directory
 
 if TYPE_CHECKING:
@@ -121,6 +121,7 @@ class SequenceClassifierTeacher:
         mask = np.zeros_like(tokens)
         for i, view in enumerate(views):
             tokens[i, : len(view)], mask[i, : len(view)] = view, 1
+        check_tokens(self.model, tokens)
         given = {} if mask.all() else {"attention_mask": tensor(mask, self.device)}
         logits: torch.Tensor = self.model(input_ids=tensor(tokens, self.device), **given).logits
         return logits

@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any, Literal
 
-from pipeline.targets.errors import TeacherError
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.targets.errors import TeacherError, UserError
 from pipeline.teachers.base import TeacherConfig
 from pipeline.teachers.devices import device_of
 from pipeline.teachers.weights import directory_fingerprint, model_directory
@@ -75,3 +78,17 @@ def load_pretrained(config: Pretrained, auto_class: str) -> tuple[Any, torch.dev
         "fingerprint": directory_fingerprint(folder),
     }
     return model, device, description
+
+
+def check_tokens(model: Any, tokens: npt.NDArray[Any]) -> None:
+    """Raises UserError for tokens [views, L] that the model has no positions or no embeddings for."""
+    longest = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    if longest is not None and tokens.shape[1] > longest:
+        raise UserError(
+            f"the teacher has {longest} positions and a view {tokens.shape[1]} tokens: lower views.length"
+        )
+    known = model.get_input_embeddings().weight.shape[0]
+    if int(np.max(tokens)) >= known:
+        raise UserError(
+            f"token {np.max(tokens)} is beyond the {known} that the teacher has: give views.tokenizer its own"
+        )

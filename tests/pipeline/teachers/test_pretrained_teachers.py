@@ -139,6 +139,20 @@ def test_weights_that_are_not_in_the_files_are_refused_not_drawn_at_random(tmp_p
         SequenceClassifier(path=save(backbone, tmp_path)).load()
 
 
+@pytest.mark.parametrize("kind", [CausalLM, SequenceClassifier])
+def test_tokens_beyond_the_models_positions_or_vocabulary_are_refused(tmp_path: Path, kind: Any) -> None:
+    torch.manual_seed(0)
+    config = transformers.GPT2Config(vocab_size=VOCABULARY, n_embd=32, n_layer=2, n_head=4, n_positions=8)
+    auto = "CausalLM" if kind is CausalLM else "SequenceClassification"
+    model = getattr(transformers, f"AutoModelFor{auto}").from_config(config)
+    teacher = kind(path=save(model, tmp_path)).load()
+    teacher(batch([list(range(8))]))
+    with pytest.raises(UserError, match=r"8 positions and a view 9 tokens: lower views\.length"):
+        teacher(batch([list(range(9))]))
+    with pytest.raises(UserError, match="token 97 is beyond the 97"):
+        teacher(batch([[1, 97]]))
+
+
 def test_a_device_that_is_not_here_is_a_users_mistake(tmp_path: Path) -> None:
     if torch.cuda.is_available():
         pytest.skip("a CUDA device is here")
@@ -175,7 +189,7 @@ def test_float_images_go_to_the_model_as_they_are(tmp_path: Path, kind: str) -> 
 def test_byte_images_are_normalised_as_the_directory_says(tmp_path: Path) -> None:
     model = image_model("vit")
     path = save(model, tmp_path)
-    said = {"do_rescale": True, "rescale_factor": 1 / 255, "do_normalize": True}
+    said: dict[str, Any] = {"do_rescale": True, "rescale_factor": 1 / 255, "do_normalize": True}
     said |= {"image_mean": [0.4, 0.5, 0.6], "image_std": [0.2, 0.3, 0.4]}
     pixels = np.random.default_rng(0).integers(0, 256, (2, 8, 8, 3)).astype(np.uint8)
 
