@@ -65,7 +65,7 @@ def few(labels: Labels, share: float, seed: int) -> npt.NDArray[np.int64]:
 
 
 def jittered(images: Images, count: int, jitter: Jitter, seed: int) -> tuple[Images, npt.NDArray[np.int64]]:
-    """`count` jittered digits, and of which image each was made. Every image is used equally often, or one more.
+    """`count` jittered digits, and of which image each was made. Images are used equally often, or once more.
 
     Bilinear sampling of the original at shifted, rotated and scaled positions; beyond its border is paper.
     """

@@ -1,11 +1,11 @@
 """The digits leg: an ensemble labels jittered digits, and a shallow net learns from what it said.
 
-Scikit-learn's 1,797 handwritten digits are split into a training and a test set. Several networks learn all the
-training labels; their mean labels tens of thousands of digits jittered out of the training images, by the same
-job as any corpus: prepare, label, store, verify. Then one shallow net with a linear bottleneck is trained anew
-in five ways, for the same steps with the same optimiser: from few labels (plain and jittered), from the store
-(Ba & Caruana's L2 on logits, Hinton's tempered targets), and from all the labels, as the other end of the scale.
-No test digit is jittered, labelled or trained on.
+Scikit-learn's 1,797 handwritten digits are split into a training and a test set. Several networks learn all
+the training labels; their mean labels tens of thousands of digits jittered out of the training images, by
+the same job as any corpus: prepare, label, store, verify. Then one shallow net with a linear bottleneck is
+trained anew in five ways, for the same steps with the same optimiser: from few labels (plain and jittered),
+from the store (Ba & Caruana's L2 on logits, Hinton's tempered targets), and from all the labels, as the other
+end of the scale. No test digit is jittered, labelled or trained on.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -31,15 +31,14 @@ from jobs.demo.results import Bytes, DigitSample, DigitsLeg, DigitsRow, Settings
 from jobs.totals import Totals
 from pipeline.config import Config
 from pipeline.corpus import ArrayFiles
-from pipeline.engine.base import Failed
 from pipeline.engine.local import Local
 from pipeline.job import Batching, LabelConfig, LabelJob, StoreConfig
-from pipeline.label import prepare
+from pipeline.prepare import prepare
 from pipeline.targets.codecs import Dense
 from pipeline.targets.decoded import DenseTargets
 from pipeline.targets.errors import LabellingFailed
 from pipeline.targets.store import Store
-from pipeline.teachers import Batch, Ensemble, Teacher, TorchCallable
+from pipeline.teachers import AnyTeacher, Batch, Ensemble, Teacher, TorchCallable
 from pipeline.views import Arrays
 from student.config import ShallowMimic
 from student.data import TargetReader
@@ -66,7 +65,7 @@ class DigitsSettings(Config):
     split_seed: int = 1
     """Seed of the split."""
 
-    members: list[Architecture] = ["cnn", "cnn", "cnn", "mlp"]
+    members: list[Architecture] = Field(default=["cnn", "cnn", "cnn", "mlp"], min_length=1)
     """Networks of the teacher."""
 
     member_steps: PositiveInt = 500
@@ -110,7 +109,7 @@ class _Way(NamedTuple):
     """One way to train the student. examples, seed -> its batches."""
 
     name: str
-    kind: str
+    kind: Literal["few", "store", "all"]
     teaches: str
     labels: int
     examples: int
@@ -201,7 +200,7 @@ def labelling_job(
     corpus: Path, weights: list[tuple[Architecture, Path]], settings: DigitsSettings, store: str
 ) -> LabelJob:
     """The job, as a person's YAML file would state it."""
-    members = [
+    members: list[AnyTeacher] = [
         TorchCallable(
             factory="jobs.demo.networks:member",
             arguments={"architecture": architecture, "weights": str(path)},
@@ -220,12 +219,11 @@ def labelling_job(
 
 
 def label(job: LabelJob) -> tuple[Store, float]:
-    """The labelled store, and the seconds it took. Raises LabellingFailed."""
+    """The labelled store, and the seconds it took. Raises what preparing and labelling raise."""
     begun = time.monotonic()
     store = prepare(job)
-    for event in Local().run(job, store.pending(), threading.Event()):
-        if isinstance(event, Failed):
-            raise LabellingFailed(f"a unit of the digits could not be labelled: {event.reason}")
+    for _ in Local().run(job, store.pending(), threading.Event()):
+        pass  # the engine itself raises when a unit is given up
     return store, time.monotonic() - begun
 
 
@@ -329,7 +327,7 @@ def shuffled(images: Tensor, targets: Tensor, batch_rows: int, seed: int) -> Exa
     """Epoch after epoch, each in another order."""
     generator = torch.Generator().manual_seed(seed)
     while True:
-        for chosen in torch.randperm(len(images), generator=generator).split(batch_rows):
+        for chosen in torch.split(torch.randperm(len(images), generator=generator), batch_rows):
             yield images[chosen], targets[chosen]
 
 
@@ -344,7 +342,7 @@ def fit(
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=steps)
         for images, targets in islice(examples, steps):
             optimizer.zero_grad(set_to_none=True)
-            loss(network(images), targets).backward()
+            torch.autograd.backward(loss(network(images), targets))
             optimizer.step()
             schedule.step()
     return network.eval()
@@ -382,26 +380,27 @@ def _teacher_rows(job: LabelJob, digits: Digits, settings: DigitsSettings) -> li
     """The ensemble as it labelled, and each of its networks alone."""
     if not isinstance(job.teacher, Ensemble):
         raise TypeError(f"the digits' teacher is {job.teacher.kind}")
-    parameters = [_parameters(Member(architecture)) for architecture in settings.members]
-    shared = {"teaches": "all labels", "labels": len(digits.train_labels)}
     asked = partial(_asked, images=digits.test_images)
+    parameters = [_parameters(Member(architecture)) for architecture in settings.members]
+
+    def row(
+        kind: Literal["teacher", "member"], name: str, parameters: int, members: int, errors: list[float]
+    ) -> DigitsRow:
+        return DigitsRow(
+            name=name,
+            kind=kind,
+            teaches="all labels",
+            labels=len(digits.train_labels),
+            parameters=parameters,
+            examples=settings.transfer_digits * members,
+            test_errors=errors,
+        )
+
+    whole = [error(asked(job.teacher.load()), digits)]
+    alone = [error(asked(member.load()), digits) for member in job.teacher.members]
     return [
-        DigitsRow(
-            name=f"mean of {len(parameters)} networks",
-            kind="teacher",
-            parameters=sum(parameters),
-            examples=settings.transfer_digits * len(parameters),
-            test_errors=[error(asked(job.teacher.load()), digits)],
-            **shared,
-        ),
-        DigitsRow(
-            name="its networks, each alone",
-            kind="member",
-            parameters=max(parameters),
-            examples=settings.transfer_digits,
-            test_errors=[error(asked(member.load()), digits) for member in job.teacher.members],
-            **shared,
-        ),
+        row("teacher", f"mean of {len(alone)} networks", sum(parameters), len(alone), whole),
+        row("member", "its networks, each alone", max(parameters), 1, alone),
     ]
 
 

@@ -8,7 +8,7 @@ from typing import Literal
 from safetensors.torch import load_model
 from torch import Tensor, nn
 
-from student.config import MLP, SmallCNN
+from student.config import MLP, AnyModel, SmallCNN
 from student.models import build
 
 Architecture = Literal["cnn", "mlp"]
@@ -18,7 +18,10 @@ SHAPE = (8, 8)
 
 CLASSES = 10
 
-_CONFIGS = {"cnn": SmallCNN(channels=[20, 40], hidden=96), "mlp": MLP(hidden=[256, 256], dropout=0.1)}
+_CONFIGS: dict[Architecture, AnyModel] = {
+    "cnn": SmallCNN(channels=[20, 40], hidden=96),
+    "mlp": MLP(hidden=[256, 256], dropout=0.1),
+}
 
 
 class Member(nn.Module):

@@ -267,8 +267,8 @@ class DigitsRow(Config):
     """What learned, from what, for example "shallow student, L2 on logits"."""
 
     kind: Literal["teacher", "member", "few", "store", "all"]
-    """What it is: the teacher, its members alone, or a student by where its targets come from: few labels, the
-    store, or all the labels."""
+    """What it is: the teacher, its members alone, or a student by where its targets come from: few labels,
+    the store, or all the labels."""
 
     teaches: str
     """Where its targets come from, in words: "3 % of the labels", "store" or "all labels"."""
