@@ -127,6 +127,13 @@ class Ledger:
         """Units that wait for a replica to themselves."""
         return len(self._suspects)
 
+    @property
+    def empty(self) -> bool:
+        """Whether nothing is left to hand out."""
+        if not self._again and not self._suspects and (unit := next(self._units, None)) is not None:
+            self._again.append(Attempt(unit))
+        return not self._again and not self._suspects
+
     def next(self) -> Attempt | None:
         """The next unit that may have neighbours; None when there is none."""
         if self._again:
