@@ -20,7 +20,7 @@ LONG = 16
 
 @dataclass(frozen=True)
 class _Column:
-    """One stored array, and where each row's items begin: int64 [rows + 1]. width: items of every row, or 0."""
+    """One stored array, and where each row begins: int64 [rows + 1]. width: items of every row, or 0."""
 
     values: Array
     bounds: Ints

@@ -1,4 +1,4 @@
-"""Small real stores: rows with known keys and tokens, encoded by the real codecs, written by the real store."""
+"""Small real stores: known keys and tokens, encoded by the real codecs, written by the real store."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def encode(spec: Spec, keys: Sequence[str], counts: Sequence[int], logits: np.nd
 
 @pytest.fixture
 def token_store(tmp_path: Path) -> MakeStore:
-    """make(shards=[rows, …], codec="threshold", vocabulary=23, name=…): a store of token rows of 2 to 9 tokens.
+    """make(shards=[rows, …], codec="threshold", …) -> URL of a store of token rows of 2 to 9 tokens.
 
     The teacher's logits are a fixed table by token, so a student can learn them. Row i of shard s has the key
     "s/i".
@@ -100,7 +100,7 @@ def token_store(tmp_path: Path) -> MakeStore:
 
 @pytest.fixture
 def image_store(tmp_path: Path) -> MakeStore:
-    """make(shards, codec="dense", labels=True): images [1, 8, 8] uint8 of 4 classes, with a linear teacher."""
+    """make(shards, codec="dense", …) -> URL of a store of images [1, 8, 8], with a linear teacher."""
 
     def make(
         shards: Sequence[int] = (20, 24, 16), codec: str = "dense", labels: bool = True, name: str = "images"
