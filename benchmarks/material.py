@@ -27,7 +27,7 @@ def corpus(folder: Path, megabytes: float) -> Path:
 
 
 def language_model(folder: Path, texts: Path, hidden: int = 192, layers: int = 4) -> Path:
-    """A transformers directory: a Llama with random weights and a byte-pair tokenizer trained on the texts."""
+    """A transformers directory: a Llama of random weights, and a tokenizer trained on the texts."""
     import torch
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import LlamaConfig, LlamaForCausalLM

@@ -1,4 +1,4 @@
-"""How a benchmark ends: one JSON object as its last line, and the same in benchmarks/results with the machine."""
+"""How a benchmark ends: its figures as one line of JSON, and in benchmarks/results with the machine."""
 
 from __future__ import annotations
 
