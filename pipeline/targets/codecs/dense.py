@@ -6,7 +6,7 @@ Knows how logits become float16 or float32 and back. Raw logits and not probabil
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
@@ -29,7 +29,7 @@ class Dense(Codec):
 
     __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid", "use_attribute_docstrings": True}
 
-    kind: Literal["dense"] = "dense"
+    kind: Literal["dense"] = field(default="dense", kw_only=True)
     """Every raw logit."""
 
     dtype: Literal["float16", "float32"] = "float16"
@@ -58,6 +58,7 @@ class Dense(Codec):
         """The same bytes as `encode`. Raises ValueError when a finite logit does not fit `dtype`."""
         import torch
 
+        logits = logits.detach()
         bad = ~torch.isfinite(logits.amax(dim=1))
         if bool(bad.any()):
             raise NonFiniteLogits(bad.cpu().numpy())

@@ -5,22 +5,22 @@ Knows how one distribution becomes a handful of entries and back; knows nothing 
 Let p be the softmax of a target's logits and lambda the codec's `threshold`.
 
 * The *head* is every class with p_i >= lambda; it is kept. The *tail* is the rest, of mass R.
-* The tail is sampled in n = ceil(R / lambda) *systematic* draws: with one uniform u, the points (u + j) R /
-  n, j = 0 .. n - 1, are laid on the running mass of the tail in id order, and each falls on one class. A
-  draw is an id alone, worth the n-th part of the tail. As R / n may be a little less than a tail class's
-  p_i, a class can be drawn twice; its id is then stored twice.
+* The tail is sampled in n = ceil(R/lambda) *systematic* draws: with one uniform u, the points (u + j) R/n,
+  j = 0 .. n - 1, are laid on the running mass of the tail in id order, and each falls on one class. A draw
+  is an id alone, worth the n-th part of the tail. As R/n may be a little less than a tail class's p_i, a
+  class can be drawn twice; its id is then stored twice.
 * The values live on a grid of M = 65535 parts. [head in id order, tail] is rounded *together*: with a
   second uniform v and the running sums S_i of M p, part i gets c_i = floor(S_i + v) - floor(S_(i-1) + v).
   The last S is M exactly, so sum c = M: decoded weights are non-negative and sum to exactly one. If the
   tail gets no part of the grid there is nothing to share out, and no draw is stored.
 
-Decoded: p_hat_i = c_i / M in the head, and (number of draws that hit i) / n * c_tail / M in the tail.
+Decoded: p_hat_i = c_i/M in the head, and (number of draws that hit i)/n * c_tail/M in the tail.
 
 Unbiased: S_i + v is uniform on an interval of length one, so E floor(S_i + v) = S_i and E c_i = M p_i, for
-head classes and for the tail as a whole. A tail class owns p_i n / R of the n equal steps that the points
-stand in, so it is hit p_i n / R times on average. Hits depend on u alone and c_tail on v alone, and u and v
-are independent: E p_hat_i = (p_i n / R) (1 / n) E[c_tail / M] = p_i. Dropping the draws when c_tail = 0
-drops weights of zero.
+head classes and for the tail as a whole. A tail class owns p_i n/R of the n equal steps that the points
+stand in, so it is hit p_i n/R times on average. Hits depend on u alone and c_tail on v alone, and u and v
+are independent: E p_hat_i = (p_i n/R) (1/n) E[c_tail/M] = p_i. Dropping the draws when c_tail = 0 drops
+weights of zero.
 
 Least variance: of all unbiased estimates with a given expected number of entries, the one with the least
 squared error, and the least KL, keeps the heavy coordinates as they are and gives all sampled ones one
@@ -29,16 +29,16 @@ is also the form of VarOpt (Cohen et al., SODA 2009) and priority sampling (Duff
 systematic draws (Madow, 1949) reach it with a fixed n, since the hits of one class never differ by more
 than one. This codec is that optimum, but that n is rounded up to an integer so that the sum is exact. One
 lambda for all targets is what the least total variance at a given total number of entries asks for. The
-grid adds a standard deviation of at most 1 / (2 M), 8e-6, to a head class and to the tail's mass.
+grid adds a standard deviation of at most 1/(2 M), 8e-6, to a head class and to the tail's mass.
 
-Entries: a target of h head classes stores h + ceil(R / lambda) of them, at most 1 / lambda + 1; when R < 1
-/ M it stores h alone with probability 1 - M R, so a target that is certain to five digits costs one entry.
+Entries: a target of h head classes stores h + ceil(R/lambda) of them, at most 1/lambda + 1; when R < 1/M it
+stores h alone with probability 1 - M R, so a target that is certain to five digits costs one entry.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
@@ -73,7 +73,7 @@ class Threshold(Codec):
     __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid", "use_attribute_docstrings": True}
     draws: ClassVar[int] = 2
 
-    kind: Literal["threshold"] = "threshold"
+    kind: Literal["threshold"] = field(default="threshold", kw_only=True)
     """Likely classes, and an unbiased sample of the others."""
 
     threshold: float = 0.02
@@ -81,8 +81,8 @@ class Threshold(Codec):
     Between 1/4096 and 0.5; smaller stores more and varies less."""
 
     def __post_init__(self) -> None:
-        if not 1 / 4096 <= self.threshold <= 0.5:
-            raise ValueError(f"threshold: must be between 1/4096 and 0.5, got {self.threshold}")
+        if not isinstance(self.threshold, float) or not 1 / 4096 <= self.threshold <= 0.5:
+            raise ValueError(f"threshold: must be between 1/4096 and 0.5, got {self.threshold!r}")
 
     def layout(self, size: int) -> tuple[Field, ...]:
         """Counts are one byte each if 1 / threshold <= 255. head_ids ascend, head_values are their c_i;
@@ -126,18 +126,18 @@ class Threshold(Codec):
         drawn = np.searchsorted(running, np.minimum(points, np.nextafter(tail, 0.0)), side="right")
         columns = (len(head), draws, head, np.diff(parts, prepend=0.0), drawn)
         return {
-            field.name: np.atleast_1d(column).astype(field.dtype)
-            for field, column in zip(self.layout(size), columns, strict=True)
+            stored.name: np.atleast_1d(column).astype(stored.dtype)
+            for stored, column in zip(self.layout(size), columns, strict=True)
         }
 
     def encode_torch(self, logits: torch.Tensor, uniforms: Array) -> Encoded:
         """The same on the tensor's device, in one pass over the logits.
 
         Probabilities are float32 (float64 for float64 logits), their running sums float64. The result is that
-        of `encode` unless rounding decides: a probability within 1e-6 (relative) of the threshold, a point
-        within 1e-6 of the border between two classes, or a sum as near to a grid line; then it is the
-        neighbouring outcome. Probabilities below 1e-38 count as zero. A target's result does not depend on
-        the others in the call.
+        of `encode` unless rounding decides: a probability within 1e-6 (relative) of the threshold, or a point
+        within 1e-6 of the border between two classes, whose neighbour it then takes; or M times a head's
+        running sum within 0.01 of a grid line, and a value differs by 1/M. Probabilities below 1e-38 count as
+        zero. A target's result does not depend on the others in the call.
         """
         import torch
 
@@ -210,8 +210,8 @@ class Threshold(Codec):
 
         columns = (head_count, draws[:, 0], head, values, drawn)
         return {
-            field.name: column.cpu().numpy().astype(field.dtype)
-            for field, column in zip(self.layout(size), columns, strict=True)
+            stored.name: column.cpu().numpy().astype(stored.dtype)
+            for stored, column in zip(self.layout(size), columns, strict=True)
         }
 
     def decode(self, encoded: Encoded, size: int) -> SparseTargets:

@@ -10,7 +10,7 @@ function: convex and smooth, so a few betas pin it down between them.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
@@ -33,7 +33,7 @@ class TopK(Codec):
 
     __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid", "use_attribute_docstrings": True}
 
-    kind: Literal["topk"] = "topk"
+    kind: Literal["topk"] = field(default="topk", kw_only=True)
     """The k likeliest classes."""
 
     k: int = 64
@@ -47,10 +47,10 @@ class TopK(Codec):
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "betas", tuple(float(beta) for beta in self.betas))
-        if self.k < 1:
-            raise ValueError(f"k: at least 1 class must be kept, got {self.k}")
+        if not isinstance(self.k, int) or self.k < 1:
+            raise ValueError(f"k: must be a whole number of at least 1, got {self.k!r}")
         if not self.betas or any(not 0 < beta < float("inf") for beta in self.betas):
-            raise ValueError(f"betas: one or more positive numbers, got {list(self.betas)}")
+            raise ValueError(f"betas: must be one or more positive numbers, got {list(self.betas)}")
         if any(a >= b for a, b in zip(self.betas, self.betas[1:], strict=False)):
             raise ValueError(f"betas: must ascend, got {list(self.betas)}")
         if self.dtype not in DTYPES:
@@ -188,7 +188,7 @@ def _tail_masses(
     starts = _chunks(logits)
     for start in starts:
         chunk = slice(start, start + starts.step)
-        shifted = logits[chunk].to(dtype) - top[chunk, None].to(dtype)
+        shifted = logits[chunk].to(dtype).contiguous() - top[chunk, None].to(dtype)
         shifted.scatter_(1, ids[chunk], -torch.inf)
         for i, beta in enumerate(betas):
             masses[i, chunk] = (shifted * beta).exp_().sum(dim=1)

@@ -36,8 +36,8 @@ def encode(codec: Codec, implementation: str, logits: base.Array, uniforms: base
 
 @st.composite
 def logits_and_uniforms(draw: st.DrawFn) -> tuple[base.Array, base.Array]:
-    """Up to 6 targets of up to 200 classes: ties, peaks, subnormal tails and excluded classes among them."""
-    shape = draw(st.tuples(st.integers(0, 6), st.integers(1, 200)))
+    """Up to 5 targets of up to 100 classes: ties, peaks, subnormal tails and excluded classes among them."""
+    shape = draw(st.tuples(st.integers(0, 5), st.integers(1, 100)))
     values = st.one_of(
         st.floats(-30, 30, width=32), st.integers(-2, 2).map(float), st.sampled_from([-720.0, -90.0, 40.0])
     )
@@ -63,6 +63,7 @@ def test_json_rebuilds_the_codec(codec: Codec) -> None:
         ({"kind": "threshold", "threshold": 1 / 4097}, "threshold: "),
         ({"kind": "threshold", "threshold": float("nan")}, "threshold: "),
         ({"kind": "topk", "k": 0}, "k: "),
+        ({"kind": "topk", "k": "5"}, "k: "),
         ({"kind": "topk", "betas": []}, "betas: "),
         ({"kind": "topk", "betas": [1.0, 0.5]}, "betas: "),
         ({"kind": "topk", "betas": [0.5, 0.5]}, "betas: "),
@@ -81,7 +82,7 @@ def test_a_job_file_reaches_the_codec_by_its_kind_and_unknown_keys_are_refused()
         Annotated[Dense | TopK | Threshold, pydantic.Field(discriminator="kind")]
     )
     assert any_codec.validate_python({"kind": "topk", "k": 3, "betas": [1, 2]}) == TopK(3, (1.0, 2.0))
-    with pytest.raises(pydantic.ValidationError, match="extra"):
+    with pytest.raises(pydantic.ValidationError, match=r"dense\.k"):
         any_codec.validate_python({"kind": "dense", "k": 3})
     with pytest.raises(pydantic.ValidationError, match="threshold: must be between"):
         any_codec.validate_python({"kind": "threshold", "threshold": 2.0})
@@ -89,48 +90,50 @@ def test_a_job_file_reaches_the_codec_by_its_kind_and_unknown_keys_are_refused()
     assert all("description" in schema for schema in properties.values())
 
 
-@every_codec
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 @settings(deadline=None, max_examples=25)
 @given(drawn=logits_and_uniforms())
 def test_the_stored_arrays_are_those_that_the_layout_declares(
-    codec: Codec, implementation: str, drawn: tuple[base.Array, base.Array]
+    implementation: str, drawn: tuple[base.Array, base.Array]
 ) -> None:
     logits, uniforms = drawn
     count, size = logits.shape
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        encoded = encode(codec, implementation, logits, uniforms[:, : codec.draws])
-        codec.decode(encoded, size)
-        statistics = codec.statistics(encoded, size)
-    layout = codec.layout(size)
-    assert list(encoded) == [field.name for field in layout]
-    for field in layout:
-        items = count if field.counted_by is None else int(encoded[field.counted_by].sum(dtype=np.int64))
-        assert encoded[field.name].shape == (items, *field.shape)
-        assert encoded[field.name].dtype == np.dtype(field.dtype)
-    assert set(statistics) == {"entries", "captured_mass", "payload_bytes"}
-    assert statistics["payload_bytes"] * count == pytest.approx(sum(a.nbytes for a in encoded.values()))
-    assert 0 <= statistics["captured_mass"] < 1.01
+    for codec in CODECS:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            encoded = encode(codec, implementation, logits, uniforms[:, : codec.draws])
+            codec.decode(encoded, size)
+            statistics = codec.statistics(encoded, size)
+        layout = codec.layout(size)
+        assert list(encoded) == [field.name for field in layout]
+        for field in layout:
+            items = count if field.counted_by is None else int(encoded[field.counted_by].sum(dtype=np.int64))
+            assert encoded[field.name].shape == (items, *field.shape)
+            assert encoded[field.name].dtype == np.dtype(field.dtype)
+        assert set(statistics) == {"entries", "captured_mass", "payload_bytes"}
+        assert statistics["payload_bytes"] * count == pytest.approx(sum(a.nbytes for a in encoded.values()))
+        assert 0 <= statistics["captured_mass"] < 1.01
 
 
-@every_codec
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
-@settings(deadline=None, max_examples=15)
-@given(drawn=logits_and_uniforms(), cut=st.integers(0, 6))
+@settings(deadline=None, max_examples=20)
+@given(drawn=logits_and_uniforms(), cut=st.integers(0, 5))
 def test_a_target_is_encoded_alike_in_any_company(
-    codec: Codec, implementation: str, drawn: tuple[base.Array, base.Array], cut: int
+    implementation: str, drawn: tuple[base.Array, base.Array], cut: int
 ) -> None:
     logits, uniforms = drawn
-    layout = codec.layout(logits.shape[1])
-    whole = encode(codec, implementation, logits, uniforms)
-    parts = [encode(codec, implementation, logits[s], uniforms[s]) for s in (slice(cut), slice(cut, None))]
-    joined = base.concatenate(parts, layout)
     reverse = np.arange(len(logits))[::-1]
-    turned = encode(codec, implementation, logits[reverse], uniforms[reverse])
-    for name, array in whole.items():
-        assert array.tobytes() == joined[name].tobytes()
-        assert array.tobytes() == base.take(turned, layout, reverse)[name].tobytes()
+    for codec in CODECS:
+        layout = codec.layout(logits.shape[1])
+        whole = encode(codec, implementation, logits, uniforms)
+        parts = [
+            encode(codec, implementation, logits[s], uniforms[s]) for s in (slice(cut), slice(cut, None))
+        ]
+        joined = base.concatenate(parts, layout)
+        turned = encode(codec, implementation, logits[reverse], uniforms[reverse])
+        for name, array in whole.items():
+            assert array.tobytes() == joined[name].tobytes()
+            assert array.tobytes() == base.take(turned, layout, reverse)[name].tobytes()
 
 
 @every_codec

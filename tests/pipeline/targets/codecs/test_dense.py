@@ -40,11 +40,12 @@ def test_torch_stores_the_bytes_of_the_reference(dtype: str, given: type) -> Non
 def test_a_logit_that_does_not_fit_float16_is_refused_with_the_cure(sign: int, implementation: str) -> None:
     logits = LOGITS.copy()
     logits[2, 4] = sign * 70_000.0
+    encode = {
+        "numpy": lambda: Dense().encode(logits, NONE),
+        "torch": lambda: Dense().encode_torch(torch.from_numpy(logits), NONE),
+    }[implementation]
     with pytest.raises(ValueError, match=r'float16.*"float32"'):
-        if implementation == "torch":
-            Dense().encode_torch(torch.from_numpy(logits), NONE)
-        else:
-            Dense().encode(logits, NONE)
+        encode()
 
 
 def test_statistics_count_every_class() -> None:

@@ -47,7 +47,9 @@ def test_tail_mass_is_that_of_the_full_logits_at_every_beta(
     decoded = codec.decode(encode(codec, implementation, logits), size)
     ids, log_p, masses = dense_reference(logits, 8)
     assert decoded.ids.tolist() == ids
-    np.testing.assert_allclose(decoded.log_probs, np.take_along_axis(log_p, decoded.ids, 1), rtol=0, atol=1e-5)
+    np.testing.assert_allclose(
+        decoded.log_probs, np.take_along_axis(log_p, decoded.ids, 1), rtol=0, atol=1e-5
+    )
     np.testing.assert_allclose(decoded.tail_log_mass, masses, rtol=0, atol=1e-5)
     assert decoded.betas == BETAS
     assert decoded.size == size
