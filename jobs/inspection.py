@@ -68,8 +68,8 @@ def find_unit(store: Store, prefix: str) -> Commit:
 
 
 def rows(store: Store, wanted: int, unit: str | None = None) -> Iterator[tuple[Commit, Rows]]:
-    """The first `wanted` rows of the store, or of a unit, one at a time."""
-    commits = [find_unit(store, unit)] if unit else store.commits()
+    """The first `wanted` rows of the corpus that are in the store, or of a unit, one at a time."""
+    commits = iter([find_unit(store, unit)]) if unit else _in_plan_order(store)
     left = wanted
     for commit in commits:
         if left <= 0:
@@ -82,6 +82,13 @@ def rows(store: Store, wanted: int, unit: str | None = None) -> Iterator[tuple[C
                 left -= 1
             if left <= 0:
                 return
+
+
+def _in_plan_order(store: Store) -> Iterator[Commit]:
+    done = store.committed()
+    for unit in store.planned():
+        if unit.id in done and (commit := store.find(unit.id)) is not None:
+            yield commit
 
 
 def load_tokenizer(path: str, spec: Spec) -> Tokenizer:

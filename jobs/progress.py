@@ -43,9 +43,8 @@ class LabelView:
     def __init__(self, title: str, planned: int, committed: int, target: str) -> None:
         self.title, self.planned, self.before, self.target = title, planned, committed, target
         self.totals = Totals()
-        self.replicas: set[int | str] = set()
+        self.replicas: set[int] = set()
         self.note = ""
-        self.retries = 0
         self.began = time.monotonic()
         self._recent: deque[tuple[float, int, int]] = deque()
         self._seen: set[str] = set()
@@ -64,9 +63,9 @@ class LabelView:
                 self._recent.append((now, commit.records, commit.targets or commit.rows))
                 while self._recent and self._recent[0][0] < now - WINDOW_SECONDS:
                     self._recent.popleft()
-            case base.Failed(unit=unit, reason=reason, attempts=attempts):
-                self.retries += 1
-                self.say(f"unit {unit.id[:12]} failed (attempt {attempts}): {reason}")
+            case base.Failed(unit=unit, reason=reason, attempts=attempts, given_up=given_up):
+                end = ", given up" if given_up else ""
+                self.say(f"unit {unit.id[:12]} failed (attempt {attempts}{end}): {reason}")
             case base.ReplicaLost(replica=replica, reason=reason):
                 self.replicas.discard(replica)
                 self.say(f"replica {replica} lost: {reason}")

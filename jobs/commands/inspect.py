@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from pipeline.targets.store import Store
 
 
+TEXT = 400
+"""Characters of a row's text that are shown."""
+
+
 def register(app: typer.Typer) -> None:
     """Adds the command."""
     app.command()(inspect)
@@ -159,6 +163,8 @@ def _row(console: Console, item: dict[str, Any]) -> None:
     for name, value in item["inputs"].items():
         if name == "tokens":
             console.print(f"{len(value)} tokens", style="dim")
+            if "text" in item:
+                console.print(_visible(item["text"][:TEXT]), markup=False)
         else:
             console.print(f"{name}: {value}", style="dim", markup=False)
     for head, targets in item["heads"].items():
@@ -186,7 +192,9 @@ def _row(console: Console, item: dict[str, Any]) -> None:
 
 
 def _name(entry: dict[str, Any]) -> str:
-    return str(entry["id"]) if entry["text"] is None else _visible(entry["text"]) or f"#{entry['id']}"
+    """A token or class: its text, or its number if it has none or is but a part of a character."""
+    text = entry["text"]
+    return f"#{entry['id']}" if not text or "\ufffd" in text else _visible(text)
 
 
 def _visible(text: str) -> str:

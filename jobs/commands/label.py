@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import typer
 
@@ -17,8 +17,7 @@ from jobs.terminal import count, err, out, size
 from jobs.totals import Totals, targets_are
 
 if TYPE_CHECKING:
-    from pipeline.engine.base import Engine
-
+    from pipeline.engine.base import Engine, Event
     from pipeline.job import LabelJob
     from pipeline.targets.store import Store
 
@@ -70,10 +69,9 @@ def _run(job: LabelJob, store: Store, view: LabelView) -> None:
 
     with Drain(asked) as drain, Display(view, err()):
         # Closed also when this thread is interrupted, so that no replica outlives the run.
-        events = _engine(job).run(job, store.pending(), drain.stop)
-        assert isinstance(events, Iterator)
-        with closing(events) as stream:  # type: ignore[type-var]
-            for event in stream:
+        events = cast("Generator[Event]", _engine(job).run(job, store.pending(), drain.stop))
+        with closing(events):
+            for event in events:
                 drain.arm()
                 view.on(event)
 

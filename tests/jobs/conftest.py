@@ -1,4 +1,4 @@
-"""A small real job: text files, a byte-level tokenizer trained on them, the fake teacher, the local engine."""
+"""A small real job: text files, a byte-level tokenizer trained on them, the fake teacher, a local engine."""
 
 from __future__ import annotations
 

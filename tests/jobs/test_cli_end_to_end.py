@@ -1,0 +1,121 @@
+"""From a folder of text to a student, by the command line alone."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+Decant = Callable[..., Any]
+
+
+@pytest.fixture
+def tiny_llama(tmp_path: Path) -> Path:
+    """A model directory of transformers with random weights, for 300 tokens."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=300,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        max_position_embeddings=64,
+    )
+    path = tmp_path / "llama"
+    LlamaForCausalLM(config).save_pretrained(path)
+    return path
+
+
+def test_text_becomes_a_store_and_a_student(small_job: Any, decant: Decant, tiny_llama: Path) -> None:
+    small_job.settings["teacher"] = {"kind": "causal_lm", "path": str(tiny_llama), "device": "cpu"}
+    job, folder = str(small_job.file), small_job.folder
+
+    planned = decant(folder, "plan", job)
+    assert planned.exit_code == 0
+    assert "3 files" in planned.stdout
+    assert "--measure" in planned.stdout
+
+    measured = decant(folder, "plan", job, "--measure")
+    assert measured.exit_code == 0
+    assert "judged by 1 labelled" in measured.stdout
+
+    # In a process of its own: signals, lines instead of a live view, and the exit code are the real ones.
+    first = small_job.run("label", job)
+    assert first.returncode == 0, first.stderr
+    assert "labelled: 3 records in 3 units" in first.stdout
+    assert "units 3 of 3" in first.stderr
+    shards = sorted((folder / "store" / "shards").rglob("*.parquet"))
+    assert len(shards) == 3
+
+    again = decant(folder, "label", job)
+    assert again.exit_code == 0
+    assert "labelled: 3 records in 3 units" in again.stdout
+    assert sorted((folder / "store" / "shards").rglob("*.parquet")) == shards
+
+    verified = decant(folder, "verify", "store")
+    assert verified.exit_code == 0
+    assert "3 shards" in verified.stdout
+    assert "0 planned units are not labelled yet" in verified.stdout
+
+    report = json.loads(decant(folder, "inspect", job, "--json", "--rows", "2", "--positions", "5").stdout)
+    assert report["progress"]["units"] == {"planned": 3, "committed": 3, "pending": 0}
+    assert report["progress"]["bytes_per_target"] > 0
+    assert len(report["rows"]) == 2
+    row = report["rows"][0]
+    assert row["text"].startswith("The duck swims on the pond")
+    targets = row["heads"]["logits"]
+    assert [target["position"] for target in targets] == [0, 8, 15, 22, 30]
+    assert all(0 <= entry["probability"] <= 1 for target in targets for entry in target["likeliest"])
+    assert targets[0]["context"] + targets[0]["next"]["text"] == row["text"][: len("The duck")]
+
+    drawn = decant(folder, "inspect", "store", "--rows", "1")
+    assert drawn.exit_code == 0
+    assert "To see text instead of ids" in drawn.stdout
+
+    trained = decant(folder, "train", job)
+    assert trained.exit_code == 0, trained.stderr
+    assert "trained 4 steps" in trained.stdout
+    more = decant(folder, "train", job)
+    assert more.exit_code == 0
+    assert (folder / "student" / "checkpoints" / "last").exists()
+
+
+def test_a_grown_corpus_adds_units_and_labels_only_them(small_job: Any, decant: Decant) -> None:
+    job, folder = str(small_job.file), small_job.folder
+    assert decant(folder, "label", job).exit_code == 0
+    before = sorted((folder / "store" / "shards").rglob("*.parquet"))
+    (folder / "corpus" / "loons.txt").write_text("Loons call at night. " * 20)
+    grown = decant(folder, "label", job)
+    assert grown.exit_code == 0
+    assert "labelled: 4 records in 4 units" in grown.stdout
+    after = sorted((folder / "store" / "shards").rglob("*.parquet"))
+    assert set(before) < set(after)
+    assert len(after) == 4
+
+
+def test_classes_are_labelled_and_shown_with_their_probabilities(tmp_path: Path, decant: Decant) -> None:
+    import numpy as np
+    import yaml
+
+    np.save(tmp_path / "images.npy", np.random.default_rng(0).random((20, 1, 4, 4)).astype(np.float32))
+    settings = {
+        "corpus": {"kind": "arrays", "urls": ["images.npy"], "unit_rows": 8},
+        "views": {"kind": "arrays", "shape": [1, 4, 4]},
+        "teacher": {"kind": "fake", "size": 10, "positions": "single"},
+        "store": {"url": "store", "heads": {"logits": {"kind": "dense", "dtype": "float32"}}},
+        "train": {"output": "student", "model": {"kind": "mlp", "hidden": [8]}, "steps": 2, "batch_rows": 4},
+    }
+    (tmp_path / "job.yaml").write_text(yaml.safe_dump(settings))
+    assert decant(tmp_path, "label", "job.yaml").exit_code == 0
+    report = json.loads(decant(tmp_path, "inspect", "store", "--json", "--entries", "10").stdout)
+    (target,) = report["rows"][0]["heads"]["logits"]
+    assert sum(entry["probability"] for entry in target["likeliest"]) == pytest.approx(1)
+    assert report["rows"][0]["key"] == "images.npy#0"
+    assert "images.npy#0" in decant(tmp_path, "inspect", "store").stdout
+    assert decant(tmp_path, "train", "job.yaml").exit_code == 0
