@@ -20,7 +20,6 @@ from pydantic import PositiveInt
 
 from pipeline.corpus.base import NOTHING_PLANNED, Record
 from pipeline.corpus.files import FileSource, cut, pack, part_of
-from pipeline.corpus.listing import open_file
 from pipeline.targets.errors import ConfigError, CorpusUnreadable
 from pipeline.targets.unit import Quarantined, Slice, Unit
 
@@ -60,7 +59,7 @@ class ArrayFiles(FileSource):
 
     def _parts(self, planned: Mapping[str, str]) -> Iterator[tuple[Slice, int, int]]:
         for file in self.new_files(planned):
-            with open_file(file.url, self.options) as opened, self._array(file.url, opened) as array:
+            with self.peek(file) as opened, self._array(file.url, opened) as array:
                 layout = read_layout(file.url, array)
                 array.seek(0, io.SEEK_END)
                 if array.tell() < layout.offset + layout.rows * layout.row_bytes:

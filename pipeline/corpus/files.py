@@ -17,6 +17,8 @@ from pipeline.corpus.listing import File, absolute, find, fixed, look, open_file
 from pipeline.targets.errors import CorpusChanged, CorpusMissing, CorpusUnreadable
 from pipeline.targets.unit import Slice, Unit
 
+SLICES = 4096  # of a unit, at most: so that tiny files, too, are spread over units
+
 
 class FileSource(Source):
     """A source made of files."""
@@ -97,6 +99,15 @@ class FileSource(Source):
             raise CorpusUnreadable(f"the corpus file {part.url} cannot be read: {error}") from error
         self.check(part)
 
+    @contextmanager
+    def peek(self, file: File) -> Iterator[BinaryIO]:
+        """A listed file, to see while planning how it can be cut. Raises CorpusUnreadable."""
+        try:
+            with open_file(file.url, self.options) as opened:
+                yield opened
+        except OSError as error:
+            raise CorpusUnreadable(f"the corpus file {file.url} cannot be read: {error}") from error
+
     def name(self, url: str) -> str:
         """A file's name in record keys: relative to the common root of the configured URLs."""
         roots = [fixed(absolute(item))[0].split("/") for item in self.urls]
@@ -128,12 +139,12 @@ def part_of(file: File, start: int, stop: int) -> Slice:
 def pack(parts: Iterable[tuple[Slice, int, int]], most: int) -> Iterator[Unit]:
     """Units of consecutive slices. parts: slice, weight and estimated bytes.
 
-    A unit's weight is at most `most`, unless one slice alone weighs more.
+    A unit's weight is at most `most`, unless one slice alone weighs more, and it has at most SLICES slices.
     """
     held: list[Slice] = []
     total = size = 0
     for part, weight, size_bytes in parts:
-        if held and total + weight > most:
+        if held and (total + weight > most or len(held) == SLICES):
             yield Unit(tuple(held), size)
             held, total, size = [], 0, 0
         held.append(part)

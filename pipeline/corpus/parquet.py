@@ -17,7 +17,6 @@ from pydantic import PositiveInt
 
 from pipeline.corpus.base import NOTHING_PLANNED, Record
 from pipeline.corpus.files import FileSource, cut, pack, part_of
-from pipeline.corpus.listing import open_file
 from pipeline.targets.errors import ConfigError, CorpusUnreadable
 from pipeline.targets.unit import Quarantined, Slice, Unit
 
@@ -46,7 +45,7 @@ class ParquetFiles(FileSource):
 
     def _parts(self, planned: Mapping[str, str]) -> Iterator[tuple[Slice, int, int]]:
         for file in self.new_files(planned):
-            with open_file(file.url, self.options) as opened, parquet(file.url, opened) as table:
+            with self.peek(file) as opened, parquet(file.url, opened) as table:
                 self._check_columns(file.url, table.schema_arrow)
                 first = 0
                 for group in range(table.num_row_groups):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from pipeline.corpus import Record, TextFiles
 from pipeline.targets.unit import Quarantined
 
@@ -46,6 +48,16 @@ def test_a_unit_stays_within_its_bytes_unless_one_file_is_larger(tmp_path: Path)
         [99],
     ]
     assert [unit.size_bytes for unit in units] == [30, 80, 30, 200, 2, 99]
+
+
+def test_a_unit_has_a_bounded_number_of_files_however_small(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.corpus.files.SLICES", 10)
+    for i in range(21):
+        (tmp_path / f"{i:05}.txt").touch()
+    units = list(TextFiles(urls=[str(tmp_path)]).units())
+    assert [len(unit.slices) for unit in units] == [10, 10, 1]
 
 
 def test_keys_are_relative_to_what_the_urls_share(tmp_path: Path) -> None:
