@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -47,15 +49,16 @@ def load_pretrained(config: Pretrained, auto_class: str) -> tuple[Any, torch.dev
     device = device_of(config.device)
     attention = {} if config.attention == "default" else {"attn_implementation": config.attention}
     try:
-        model, info = getattr(transformers, auto_class).from_pretrained(
-            folder,
-            local_files_only=True,
-            trust_remote_code=False,
-            use_safetensors=True,
-            dtype=getattr(torch, config.dtype),
-            output_loading_info=True,
-            **attention,
-        )
+        with _no_progress_bar():
+            model, info = getattr(transformers, auto_class).from_pretrained(
+                folder,
+                local_files_only=True,
+                trust_remote_code=False,
+                use_safetensors=True,
+                dtype=getattr(torch, config.dtype),
+                output_loading_info=True,
+                **attention,
+            )
     except Exception as error:
         reason = str(error).strip().partition("\n")[0]
         raise TeacherError(f"{config.path} does not load as {auto_class}: {reason}") from error
@@ -78,6 +81,20 @@ def load_pretrained(config: Pretrained, auto_class: str) -> tuple[Any, torch.dev
         "fingerprint": directory_fingerprint(folder),
     }
     return model, device, description
+
+
+@contextmanager
+def _no_progress_bar() -> Iterator[None]:
+    """transformers' bar would be drawn over the job's own progress view, once a replica."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def check_tokens(model: Any, tokens: npt.NDArray[Any]) -> None:

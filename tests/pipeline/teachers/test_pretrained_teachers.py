@@ -255,11 +255,15 @@ def test_a_sequence_classifier_adds_the_special_tokens_of_its_own_tokenizer(tmp_
     torch.testing.assert_close(logits[0], expected, rtol=1e-4, atol=1e-5)
 
 
-def test_loading_and_calling_warns_of_nothing(tmp_path: Path) -> None:
+def test_loading_and_calling_prints_and_warns_of_nothing(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     path = save(language_model("llama"), tmp_path)
+    capfd.readouterr()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         teacher = CausalLM(path=path).load()
         tokens = batch([[1, 2, 3], [4, 5]])
         tokens.inputs["tokens"].setflags(write=False)
         teacher(tokens)
+    assert capfd.readouterr() == ("", "")
