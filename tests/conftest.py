@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import uuid
 from collections.abc import Iterator
 from typing import Any
@@ -34,3 +35,31 @@ def s3_options() -> Iterator[dict[str, Any]]:
 def s3_bucket_url(s3_options: dict[str, Any]) -> tuple[str, dict[str, Any]]:
     """A URL of the test's own on a real S3 server, and the fsspec options to reach it."""
     return f"s3://decant/{uuid.uuid4().hex}", dict(s3_options)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--kills",
+        type=int,
+        default=5,
+        help="how often each of the slow kill tests kills what is labelling",
+    )
+
+
+@pytest.fixture(scope="session")
+def ray_session() -> Iterator[None]:
+    """One Ray for all tests of the session: 4 CPUs and 2 GPUs that are only counted, never used."""
+    os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")  # loopback; read when Ray is imported
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    ray = pytest.importorskip("ray")
+    ray.init(
+        "local",
+        num_cpus=4,
+        num_gpus=2,
+        include_dashboard=False,
+        object_store_memory=150_000_000,
+        log_to_driver=False,
+        logging_level=logging.ERROR,
+    )
+    yield
+    ray.shutdown()

@@ -290,9 +290,9 @@ class _Pool:
         has = ray.cluster_resources()
         return (
             f"{started} of at least {wanted.min} replicas started within {wanted.start_timeout_seconds:g} s: "
-            f"each of the {wanted.max} that were asked for needs {wanted.cpus:g} CPUs and {wanted.gpus:g} GPUs, "
-            f"the cluster has {has.get('CPU', 0):g} CPUs and {has.get('GPU', 0):g} GPUs: lower label.replicas, "
-            "free the cluster, or wait longer (start_timeout_seconds)"
+            f"each of the {wanted.max} that were asked for needs {wanted.cpus:g} CPUs and {wanted.gpus:g} "
+            f"GPUs, the cluster has {has.get('CPU', 0):g} CPUs and {has.get('GPU', 0):g} GPUs: lower "
+            "label.replicas, free the cluster, or wait longer (start_timeout_seconds)"
         )
 
 

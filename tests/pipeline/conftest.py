@@ -1,0 +1,71 @@
+"""A corpus of words, a tokenizer for it, and labelling jobs on it with the fake teacher."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+WORDS = 90
+"""Words w0 … w89; the token of word i is i, that of any other word is WORDS."""
+
+
+TEXTS = {
+    f"{i:04}.txt": " ".join(f"w{(i * 7 + j * 3) % WORDS}" for j in range(5 + i * 11 % 200)) for i in range(40)
+}
+"""Of 5 to 204 words, by file name."""
+
+
+JobMaker = Callable[..., Any]
+
+
+@pytest.fixture
+def texts() -> dict[str, str]:
+    """The usual corpus, by file name."""
+    return dict(TEXTS)
+
+
+@pytest.fixture
+def make_job(tmp_path: Path) -> JobMaker:
+    """Makes LabelJobs in the test's folder: about nine units, about 150 views."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    from pipeline.job import LabelJob
+
+    def make(
+        texts: Mapping[str, str | bytes] | None = None,
+        *,
+        store: str = "store",
+        heads: Mapping[str, Any] | None = None,
+        teacher: Mapping[str, Any] | None = None,
+        label: Mapping[str, Any] | None = None,
+        **sections: Any,
+    ) -> LabelJob:
+        fake = teacher or {}
+        folder = tmp_path / "corpus"
+        folder.mkdir(exist_ok=True)
+        for name, text in (texts or TEXTS).items():
+            path = folder / name
+            if not path.exists():
+                path.write_bytes(text if isinstance(text, bytes) else text.encode())
+        vocabulary = {f"w{i}": i for i in range(WORDS)} | {"?": WORDS}
+        tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="?"))
+        tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+        tokenizer.save(str(tmp_path / "tokenizer.json"))
+        return LabelJob.model_validate(
+            {
+                "corpus": {"kind": "text", "urls": [str(folder)], "unit_bytes": 2000},
+                "views": {"kind": "token_windows", "tokenizer": str(tmp_path), "length": 32},
+                "teacher": {**({} if "kind" in fake else {"kind": "fake", "size": 128}), **fake},
+                "store": {
+                    "url": str(tmp_path / store),
+                    "heads": heads or {"logits": {"kind": "threshold"}},
+                },
+                "label": {"batching": {"budget": 256, "window": 16}, **(label or {})},
+                **sections,
+            }
+        )
+
+    return make

@@ -1,0 +1,258 @@
+"""What a labelled unit may be relied on for: its targets, its bytes, and what it does not hold."""
+
+import sys
+import threading
+from collections import deque
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from pipeline.job import LabelJob
+from pipeline.label import Cancelled, Labeller
+from pipeline.prepare import prepare
+from pipeline.targets.errors import CorpusChanged, SpecMismatch, TooManyQuarantined
+from pipeline.targets.rows import Ragged, Rows
+from pipeline.targets.store import Store
+from pipeline.targets.unit import Quarantined
+from pipeline.teachers.fake import Fake, FakeTeacher
+
+MakeJob = Callable[..., LabelJob]
+DENSE = {"kind": "dense", "dtype": "float32"}
+
+
+def label_all(job: LabelJob) -> Store:
+    store = prepare(job)
+    labeller = Labeller(job)
+    for unit in store.pending():
+        labeller.label(unit)
+    assert store.verify().problems == ()
+    return store
+
+
+def rows_of(store: Store) -> Rows:
+    """All rows of a store, in the order of its plan."""
+    commits = [store.find(unit.id) for unit in store.planned()]
+    return Rows.concatenate([rows for commit in commits if commit for rows in store.read(commit)])
+
+
+def quarantined(store: Store) -> list[Quarantined]:
+    return [item for commit in store.commits() for item in store.quarantined(commit)]
+
+
+def tokens_of(rows: Rows) -> Ragged:
+    tokens = rows.inputs["tokens"]
+    assert isinstance(tokens, Ragged)
+    return tokens
+
+
+def decant_threads() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name.startswith("decant")]
+
+
+def test_each_target_is_what_the_teacher_says_of_its_token(make_job: MakeJob) -> None:
+    store = label_all(make_job(heads={"logits": DENSE}))
+    rows, teacher = rows_of(store), FakeTeacher(Fake(size=128))
+    logits, tokens = rows.decode("logits").logits, tokens_of(rows)  # type: ignore[union-attr]
+    expected = np.concatenate([teacher.logits(tokens[i][:-1]) for i in range(len(rows))])
+    np.testing.assert_array_equal(logits, expected)
+    assert rows.targets.tolist() == (tokens.lengths - 1).tolist()
+
+
+def test_rows_stand_in_corpus_order_and_hold_every_token_of_it(
+    make_job: MakeJob, texts: dict[str, str]
+) -> None:
+    store = label_all(make_job(texts))
+    for unit in store.planned():
+        commit = store.find(unit.id)
+        assert commit is not None
+        rows = Rows.concatenate(list(store.read(commit)))
+        order = list(zip(rows.row.tolist(), rows.view.tolist(), strict=True))
+        assert order == sorted(set(order))
+    rows = rows_of(store)
+    tokens = tokens_of(rows)
+    read: dict[str, list[int]] = {}
+    for i, key in enumerate(rows.keys):
+        known = read.setdefault(key, [])
+        assert rows.view[i] < rows.views[i]
+        read[key] = known + tokens[i].tolist()[1 if known else 0 :]
+    assert read == {name: [int(word[1:]) for word in text.split()] for name, text in texts.items()}
+
+
+def test_a_unit_labelled_again_has_the_same_bytes(make_job: MakeJob) -> None:
+    first, second = label_all(make_job(store="a")), label_all(make_job(store="b"))
+    ours = {commit.unit: commit for commit in first.commits()}
+    for commit in second.commits():
+        assert commit.shard_sha256 == ours[commit.unit].shard_sha256
+        assert commit.statistics == ours[commit.unit].statistics
+        assert commit.histograms == ours[commit.unit].histograms
+
+
+@settings(deadline=None, max_examples=10, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(budget=st.integers(1, 600), window=st.integers(1, 200), prefetch=st.integers(1, 3))
+def test_how_views_are_batched_changes_no_byte(
+    make_job: MakeJob, texts: dict[str, str], budget: int, window: int, prefetch: int
+) -> None:
+    few = dict(list(texts.items())[:12])
+    batching = {"budget": budget, "window": window, "prefetch": prefetch}
+    usual = label_all(make_job(few, store="usual"))  # the first time only
+    name = f"other-{budget}-{window}-{prefetch}"
+    other = label_all(make_job(few, store=name, label={"batching": batching}))
+    ours = {commit.unit: commit.shard_sha256 for commit in usual.commits()}
+    assert {commit.unit: commit.shard_sha256 for commit in other.commits()} == ours
+
+
+@pytest.mark.parametrize(
+    ("teacher", "code"), [({"raise_on": 90}, "teacher_failed"), ({"nan_on": 90}, "non_finite")]
+)
+def test_a_poisonous_view_is_quarantined_alone(make_job: MakeJob, teacher: dict[str, Any], code: str) -> None:
+    poison = " ".join(["w1"] * 40 + ["poison"] + ["w2"] * 40)
+    texts = {f"{i:02}.txt": " ".join(["w5"] * 50) for i in range(20)} | {"10.txt": poison}
+    good = label_all(make_job(texts, store="good"))
+    bad = label_all(make_job(texts, store="bad", teacher=teacher))
+    (item,) = quarantined(bad)
+    assert (item.key, item.view, item.code) == ("10.txt", 1, code)
+    assert item.reason
+    (commit,) = (commit for commit in bad.commits() if commit.quarantined)
+    assert commit.failures == 1
+    rows, all_rows = rows_of(bad), rows_of(good)
+    left = [
+        i
+        for i, (key, view) in enumerate(zip(all_rows.keys, all_rows.view, strict=True))
+        if (key, view) != ("10.txt", 1)
+    ]
+    expected = all_rows.take(np.array(left))
+    assert rows.keys == expected.keys
+    assert rows.view.tolist() == expected.view.tolist()
+    for name, array in rows.heads["logits"].items():
+        np.testing.assert_array_equal(array, expected.heads["logits"][name])
+
+
+def test_what_cannot_be_read_or_is_empty_is_quarantined_with_its_reason(make_job: MakeJob) -> None:
+    store = label_all(make_job({"a.txt": "w1 w2 w3", "b.txt": b"\xff\xfe", "c.txt": "", "d.txt": "w4 w5"}))
+    found = {item.key: item for item in quarantined(store)}
+    assert {key: item.code for key, item in found.items()} == {"b.txt": "undecodable", "c.txt": "empty"}
+    assert "b.txt" in found["b.txt"].reason
+    assert rows_of(store).keys == ["a.txt", "d.txt"]
+    commits = list(store.commits())
+    assert sum(commit.records for commit in commits) == 4
+    assert sum(commit.failures for commit in commits) == 1
+
+
+@pytest.mark.parametrize("teacher", [{"raise_on": 1}, {"nan_on": 1}])
+def test_a_teacher_that_fails_on_everything_commits_nothing(
+    make_job: MakeJob, teacher: dict[str, Any]
+) -> None:
+    texts = {f"{i:03}.txt": "w1 w2 w3" for i in range(120)}
+    job = make_job(texts, teacher=teacher)
+    store = prepare(job)
+    (unit,) = store.planned()
+    with pytest.raises(TooManyQuarantined, match="120 views"):
+        Labeller(job).label(unit)
+    assert store.committed() == set()
+    assert decant_threads() == []
+
+
+def test_a_file_that_changed_is_reported_and_nothing_of_its_unit_is_committed(
+    make_job: MakeJob, tmp_path: Path
+) -> None:
+    job = make_job({"a.txt": "w1 w2 w3", "b.txt": "w1 w2 w3"})
+    store = prepare(job)
+    (unit,) = store.planned()
+    (tmp_path / "corpus" / "b.txt").write_text("something else")
+    with pytest.raises(CorpusChanged, match=r"b\.txt"):
+        Labeller(job).label(unit)
+    assert store.committed() == set()
+    assert list(store.storage.list("shards/")) == []
+    assert decant_threads() == []
+
+
+def test_a_model_that_is_not_the_stores_is_refused(make_job: MakeJob) -> None:
+    prepare(make_job())
+    with pytest.raises(SpecMismatch, match="teacher"):
+        Labeller(make_job(teacher={"seed": 1}))
+
+
+def test_cancelling_ends_a_unit_uncommitted(make_job: MakeJob) -> None:
+    job = make_job(teacher={"seconds_per_view": 0.05})
+    store, labeller = prepare(job), Labeller(job)
+    timer = threading.Timer(0.2, labeller.cancel)
+    timer.start()
+    with pytest.raises(Cancelled):
+        deque(map(labeller.label, store.pending()), maxlen=0)
+    assert len(store.committed()) < store.planned_count()
+    assert decant_threads() == []
+
+
+def test_two_units_at_a_time_are_labelled_as_one_after_the_other(make_job: MakeJob) -> None:
+    alone = label_all(make_job(store="alone"))
+    job = make_job(store="together")
+    store, labeller = prepare(job), Labeller(job)
+    threads = [threading.Thread(target=labeller.label, args=(unit,)) for unit in store.pending()]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    ours = {commit.unit: commit.shard_sha256 for commit in alone.commits()}
+    assert {commit.unit: commit.shard_sha256 for commit in store.commits()} == ours
+
+
+def test_statistics_are_of_the_targets(make_job: MakeJob) -> None:
+    store = label_all(make_job({"a.txt": " ".join(["w3", "w4"] * 100)}))
+    (commit,) = store.commits()
+    z = torch.from_numpy(FakeTeacher(Fake(size=128)).table[[3, 4]]).double()
+    log_p = torch.log_softmax(z, dim=1)
+    entropy = -(log_p.exp() * log_p).sum(dim=1)
+    nll = torch.stack([-log_p[0, 4], -log_p[1, 3]])
+    # Each measured target is one of the two, so the means lie between them.
+    assert float(entropy.min()) - 1e-4 <= commit.statistics["logits.entropy"] <= float(entropy.max()) + 1e-4
+    assert float(nll.min()) - 1e-4 <= commit.statistics["logits.label_nll"] <= float(nll.max()) + 1e-4
+    bins = commit.histograms["logits.entropy"]
+    assert len(bins) == 40
+    assert {i for i, n in enumerate(bins) if n} <= {int(e / 0.25) for e in entropy.tolist()}
+    assert sum(bins) >= commit.targets / 8
+    assert commit.targets == 199
+    assert 0 < commit.statistics["logits.captured_mass"] <= 1
+    assert commit.forward_seconds > 0
+    assert commit.device.startswith("cpu: ")
+    assert commit.started <= commit.finished
+
+
+class TwoHeads(torch.nn.Module):
+    """An array and its negative, doubled, as logits."""
+
+    def forward(self, image: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {"plus": image * 2, "minus": -image * 2}
+
+
+def test_a_view_that_is_not_finite_in_one_head_is_stored_in_none(
+    make_job: MakeJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = ModuleType("two_heads")
+    module.TwoHeads = TwoHeads  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "two_heads", module)
+    values = np.random.default_rng(0).normal(size=(50, 10)).astype(np.float32)
+    values[7, 0] = 3e38  # doubled, it is infinite: a target in "minus" (a class excluded), none in "plus"
+    np.save(tmp_path / "images.npy", values)
+    job = make_job(
+        corpus={"kind": "arrays", "urls": [str(tmp_path / "images.npy")]},
+        views={"kind": "arrays", "shape": [10]},
+        teacher={"kind": "torch", "factory": "two_heads:TwoHeads", "heads": {"plus": 10, "minus": 10}},
+        heads={"plus": DENSE, "minus": {"kind": "topk", "k": 3}},
+    )
+    store = label_all(job)
+    (item,) = quarantined(store)
+    assert (item.row, item.code) == (7, "non_finite")
+    left = np.delete(values, 7, axis=0)
+    rows = rows_of(store)
+    np.testing.assert_array_equal(rows.decode("plus").logits, 2 * left)  # type: ignore[union-attr]
+    np.testing.assert_array_equal(rows.decode("minus").ids, np.argsort(left, axis=1)[:, :3])  # type: ignore[union-attr]
+    np.testing.assert_array_equal(rows.inputs["image"], left)
+    (commit,) = store.commits()
+    assert (commit.records, commit.targets, commit.failures) == (50, 49, 1)
