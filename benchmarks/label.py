@@ -3,8 +3,8 @@
     python -m benchmarks.label --threads 2 --megabytes 3 --rounds 3
 
 Each round runs the bare loop, the local engine and one Ray replica one after the other; the figures are the
-medians of the rounds' ratios, because the machine's speed may change between rounds. Start-up (Ray, loading the
-model) is apart: an engine's clock runs from the first replica's Started to the last Committed.
+medians of the rounds' ratios, because the machine's speed may change between rounds. Start-up (Ray, loading
+the model) is apart: an engine's clock runs from the first replica's Started to the last Committed.
 """
 
 from __future__ import annotations

@@ -1,15 +1,16 @@
-"""Reading a store as decoded batches of torch tensors, over a bare loop of `np.frombuffer` on the same content.
+"""Reading a store as decoded batches of tensors, over a bare loop of `np.frombuffer` on the same content.
 
     python -m benchmarks.read --threads 2 --rows 20000
 
-Rows of 128 tokens with threshold targets. The bare loop has the decoded arrays (ids in 8 bytes, weights in 4, as
-the reader hands them out) in one raw file each, memory-mapped, and cuts batches out of them in order: no
+Rows of 128 tokens with threshold targets. The bare loop has the decoded arrays (ids in 8 bytes, weights in 4,
+as the reader hands them out) in one raw file each, memory-mapped, and cuts batches out of them in order: no
 compression, no checksum, no shuffle. It is a bound, not a reader.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import statistics
 import tempfile
 import time
@@ -86,18 +87,19 @@ def read(url: str, shuffle: bool) -> float:
 def lay_out(store: Store, folder: Path) -> int:
     """The decoded content as raw files; the number of rows."""
     counts = []
-    with open(folder / "tokens", "wb") as tokens, open(folder / "ids", "wb") as ids:
-        with open(folder / "weights", "wb") as weights:
-            for commit in store.commits():
-                for rows in store.read(commit):
-                    decoded = rows.decode("logits")
-                    assert isinstance(decoded, SparseTargets)
-                    stored = rows.inputs["tokens"]
-                    assert isinstance(stored, Ragged)
-                    tokens.write(stored.values.astype("<i8").tobytes())
-                    ids.write(decoded.ids.tobytes())
-                    weights.write(decoded.weights.tobytes())
-                    counts.append(decoded.offsets[:: LENGTH - 1])
+    with contextlib.ExitStack() as stack:
+        tokens, ids, weights = (
+            stack.enter_context(open(folder / name, "wb")) for name in ("tokens", "ids", "weights")
+        )
+        for commit in store.commits():
+            for rows in store.read(commit):
+                decoded, stored = rows.decode("logits"), rows.inputs["tokens"]
+                assert isinstance(decoded, SparseTargets)
+                assert isinstance(stored, Ragged)
+                tokens.write(stored.values.astype("<i8").tobytes())
+                ids.write(decoded.ids.tobytes())
+                weights.write(decoded.weights.tobytes())
+                counts.append(decoded.offsets[:: LENGTH - 1])
     entries = np.concatenate([np.diff(offsets) for offsets in counts])
     np.save(folder / "entries.npy", offsets_of(entries))
     return len(entries)
