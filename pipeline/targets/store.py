@@ -194,6 +194,11 @@ class Store:
         if commit.shard is None:
             return
         data = self._checked(commit.shard, commit.shard_sha256, "shard")
+        if len(data) != commit.shard_bytes:
+            raise CorruptShard(
+                f"shard {commit.shard} of {self.url} has {len(data)} bytes and {commit.shard_bytes} were "
+                f"committed; {_CURE}"
+            )
         rows = 0
         try:
             for batch in parquet.read(data, self.spec):

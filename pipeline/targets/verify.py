@@ -81,7 +81,12 @@ class _Records:
             per_row = any(head.positions == "next_token" for head in store.spec.heads)
             self._targets += int(rows.targets.sum()) if per_row else len(rows)
             for head in store.spec.heads:
-                rows.decode(head.name)
+                try:
+                    rows.decode(head.name)
+                except (ValueError, IndexError) as error:
+                    raise CorruptShard(
+                        f"shard {commit.shard} of {store.url}: head {head.name} does not decode: {error}"
+                    ) from error
             columns = (rows.row.tolist(), rows.keys, rows.view.tolist(), rows.views.tolist())
             for row, key, view, views in zip(*columns, strict=True):
                 self._note(row, key)

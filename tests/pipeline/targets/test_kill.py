@@ -1,0 +1,148 @@
+"""Killed at any instant, a store holds whole units and nothing else, and the next run finishes the rest.
+
+One test kills at every step that a local store makes durable, one by one; another with kill -9 at random.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.targets import Store
+
+UNITS = 12
+
+
+def kill_before_step(number: int) -> None:
+    """SIGKILL to this process instead of its number-th call that syncs a file or changes a folder."""
+    count = 0
+
+    def counting(call: Callable[..., Any]) -> Callable[..., Any]:
+        def counted(*args: Any, **kwargs: Any) -> Any:
+            nonlocal count
+            count += 1
+            if count == number:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return call(*args, **kwargs)
+
+        return counted
+
+    for name in ("link", "fsync", "unlink", "mkdir"):
+        setattr(os, name, counting(getattr(os, name)))
+
+
+def check(store: Store, acknowledged: list[str]) -> None:
+    """What holds whenever nobody writes."""
+    committed = [commit.unit for commit in store.commits()]
+    assert len(committed) == len(set(committed))
+    assert set(committed) == store.committed()
+    assert set(acknowledged) <= set(committed)
+    verification = store.verify()
+    assert not verification.problems
+    assert verification.units + verification.missing_units == store.planned_count()
+
+
+def run(store: Store, kit: Any, acknowledge: Any) -> None:
+    """A job: label what is pending, compact now and then, collect garbage."""
+    for number, unit in enumerate(store.pending()):
+        kit.label(store, unit.id)
+        acknowledge(unit.id)
+        if number % 3 == 0:
+            store.compact()
+    store.compact()
+    store.gc(0)
+
+
+def finished(store: Store, kit: Any) -> None:
+    """After a whole run, nothing is missing and nothing is left over."""
+    run(store, kit, lambda unit: None)
+    check(store, [])
+    assert not list(store.pending())
+    files = [entry.name.split("/")[0] for entry in store.storage.list("")]
+    units = store.planned_count()
+    expected = {"spec.json": 1, "plan": 1, "shards": units, "quarantine": units, "manifest": 1}
+    assert {name: files.count(name) for name in set(files)} == expected
+
+
+def test_killed_at_any_step_nothing_is_lost_or_doubled(tmp_path: Path, kit: Any) -> None:
+    number, ran_through = 0, False
+    while not ran_through:
+        number += 1
+        store = Store.create(str(tmp_path / f"{number}"), kit.text_spec())
+        store.write_plan(kit.make_units(2), {"kind": "text"})
+        log = tmp_path / f"{number}.log"
+        child = os.fork()
+        if child == 0:
+            # Straight out, whatever happens: this process has no business in pytest.
+            try:
+                kill_before_step(number)
+                with open(log, "w", buffering=1) as file:
+                    run(store, kit, lambda unit: file.write(unit + "\n"))
+                os._exit(0)
+            except BaseException:  # noqa: BLE001
+                os._exit(1)
+        status = os.waitpid(child, 0)[1]
+        ran_through = status == 0
+        assert ran_through or os.WTERMSIG(status) == signal.SIGKILL
+        check(store, log.read_text().split() if log.exists() else [])
+        finished(store, kit)
+    assert number > 30
+
+
+JOB = """
+import importlib.util, sys
+from pipeline.targets import Store
+def load(name, path):
+    spec = importlib.util.spec_from_file_location(name, path)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module
+kit, kill = load("kit", sys.argv[2]).Kit(), load("kill", sys.argv[3])
+store = Store.open(sys.argv[1])
+print("ready", flush=True)
+kill.run(store, kit, lambda unit: print(unit, flush=True))
+"""
+
+
+def kill_at_random(tmp_path: Path, kit: Any, kills: int) -> None:
+    """Two jobs on one store at once; one or both are killed, again and again."""
+    rng = random.Random(0)
+    here = Path(__file__)
+    rounds = 0
+    while kills > 0:
+        rounds += 1
+        store = Store.create(str(tmp_path / f"{rounds}"), kit.text_spec())
+        store.write_plan(kit.make_units(UNITS), {"kind": "text"})
+        acknowledged: list[str] = []
+        while kills > 0 and any(True for _ in store.pending()):
+            command = [sys.executable, "-c", JOB, store.url, str(here.parent / "conftest.py"), str(here)]
+            jobs = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+            for job in jobs:
+                assert job.stdout is not None
+                assert job.stdout.readline() == "ready\n"
+            for job in jobs:
+                time.sleep(rng.random() * 0.15)
+                job.kill()
+                acknowledged += job.communicate()[0].split()
+                kills -= 1
+            check(store, acknowledged)
+        finished(store, kit)
+
+
+def test_killed_at_random_moments_nothing_is_lost_or_doubled(tmp_path: Path, kit: Any) -> None:
+    kill_at_random(tmp_path, kit, 4)
+
+
+@pytest.mark.slow
+def test_killed_at_a_hundred_random_moments_nothing_is_lost_or_doubled(tmp_path: Path, kit: Any) -> None:
+    kill_at_random(tmp_path, kit, 100)
