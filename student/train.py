@@ -205,7 +205,9 @@ class _Run:
             "best": self.best,
             "score": dataclasses.asdict(self.score) if self.score else None,
         }
-        self.checkpoints.save(self.step, self.student.model, state, self.config.model_dump(mode="json"), best)
+        # Without the store's options: they may hold credentials.
+        config = self.config.model_dump(mode="json", exclude={"store": {"options"}})
+        self.checkpoints.save(self.step, self.student.model, state, config, best)
 
     def _resume(self, found: Checkpoint | None) -> None:
         if not self.world.agrees(found.state["step"] if found else 0):
