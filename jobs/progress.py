@@ -15,11 +15,10 @@ from typing import TYPE_CHECKING, Protocol
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.live import Live
 from rich.markup import escape
-from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from jobs.terminal import count, duration, size
+from jobs.terminal import bar, count, duration, size
 from jobs.totals import Totals
 
 if TYPE_CHECKING:
@@ -44,8 +43,9 @@ class LabelView:
         self.title, self.planned, self.before, self.target = title, planned, committed, target
         self.totals = Totals()
         self.replicas: set[int] = set()
+        self.pending: set[int] = set()
         self.note = ""
-        self.began = time.monotonic()
+        self.asked = self.began = time.monotonic()
         self._recent: deque[tuple[float, int, int]] = deque()
         self._seen: set[str] = set()
         self.messages: list[str] = []
@@ -55,7 +55,12 @@ class LabelView:
         from pipeline.engine import base
 
         match event:
+            case base.ReplicaPending(replica=replica):
+                self.pending.add(replica)
             case base.Started(replica=replica):
+                if not self.replicas and not self.totals.units:
+                    self.began = time.monotonic()  # loading a model is not labelling
+                self.pending.discard(replica)
                 self.replicas.add(replica)
             case base.Committed(commit=commit):
                 now = time.monotonic()
@@ -67,6 +72,7 @@ class LabelView:
                 end = ", given up" if given_up else ""
                 self.say(f"unit {unit.id[:12]} failed (attempt {attempts}{end}): {reason}")
             case base.ReplicaLost(replica=replica, reason=reason):
+                self.pending.discard(replica)
                 self.replicas.discard(replica)
                 self.say(f"replica {replica} lost: {reason}")
 
@@ -98,6 +104,7 @@ class LabelView:
         """Name and value, in the order shown."""
         records, targets = self.rates()
         per_target = self.totals.bytes_per_target
+        waiting = len(self.pending)
         kind = self.target.removesuffix("s")
         return [
             ("units", f"{count(self.done)} of {count(self.planned)}"),
@@ -105,7 +112,7 @@ class LabelView:
             (f"{self.target}/s", f"{targets:,.0f}"),
             (f"bytes/{kind}", "–" if per_target is None else f"{per_target:.1f}"),
             ("written", size(self.totals.shard_bytes)),
-            ("replicas", str(len(self.replicas))),
+            ("replicas", f"{len(self.replicas)}{f' and {waiting} pending' if waiting else ''}"),
             ("quarantined", count(self.totals.failures)),
             ("left", duration(self.seconds_left())),
         ]
@@ -116,14 +123,14 @@ class LabelView:
         return f"{text}{'; ' + self.note if self.note else ''}"
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        yield Text(f"{self.title}  {duration(time.monotonic() - self.began)}", style="bold")
-        yield ProgressBar(total=max(self.planned, 1), completed=self.done, width=min(options.max_width, 72))
+        yield Text(f"{self.title}  {duration(time.monotonic() - self.asked)}", style="bold")
+        yield bar(self.done, self.planned, options.max_width)
         table = Table.grid(padding=(0, 3))
         facts = self.facts()
-        for _ in range(4):
-            table.add_column(no_wrap=True)
-        for first in range(0, len(facts), 4):
-            table.add_row(*[f"[dim]{name}[/] {escape(value)}" for name, value in facts[first : first + 4]])
+        columns = 4 if options.max_width >= 100 else 2
+        for first in range(0, len(facts), columns):
+            part = facts[first : first + columns]
+            table.add_row(*[f"[dim]{name}[/] {escape(value)}" for name, value in part])
         yield table
         for message in self.messages[-MESSAGES:]:
             yield Text(message, style="yellow", overflow="ellipsis", no_wrap=True)

@@ -7,6 +7,8 @@ import threading
 from collections.abc import Callable
 from types import FrameType, TracebackType
 
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
 
 class Drain:
     """While entered, the first signal sets `stop` and calls `asked` with its name, the next interrupts.
@@ -21,15 +23,8 @@ class Drain:
         self._before: dict[signal.Signals, object] = {}
 
     def __enter__(self) -> Drain:
-        self._before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-        self.arm()
+        self._before = {number: signal.signal(number, self._handle) for number in SIGNALS}
         return self
-
-    def arm(self) -> None:
-        """Puts the handlers in place, again where a library that started meanwhile (Ray) put its own."""
-        for number in self._before:
-            if signal.getsignal(number) != self._handle:
-                signal.signal(number, self._handle)
 
     def __exit__(
         self,

@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import sys
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.markup import escape
+from rich.progress_bar import ProgressBar
+from rich.table import Table
 
 WIDTH = 110
 """Columns where there is no terminal to ask and COLUMNS is not set."""
@@ -31,6 +33,13 @@ def _console(stderr: bool) -> Console:
 def complain(message: str) -> None:
     """One error, on standard error, never wrapped and never read as markup."""
     err().print(f"[bold red]decant:[/] {escape(message)}", soft_wrap=True)
+
+
+def bar(done: float, total: float, width: int) -> RenderableType:
+    """A progress bar on a line of its own, at most 72 columns wide."""
+    line = Table.grid()
+    line.add_row(ProgressBar(total=max(total, 1), completed=done, width=min(width, 72)))
+    return line
 
 
 def count(number: float) -> str:

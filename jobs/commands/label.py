@@ -72,7 +72,6 @@ def _run(job: LabelJob, store: Store, view: LabelView) -> None:
         events = cast("Generator[Event]", _engine(job).run(job, store.pending(), drain.stop))
         with closing(events):
             for event in events:
-                drain.arm()
                 view.on(event)
 
 

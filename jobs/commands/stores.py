@@ -6,11 +6,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console, ConsoleOptions, RenderResult
-from rich.progress_bar import ProgressBar
 
 from jobs.commands.arguments import Options, StoreUrl, open_store
 from jobs.progress import Display
-from jobs.terminal import count, err, out, size
+from jobs.terminal import bar, count, err, out, size
 
 if TYPE_CHECKING:
     from pipeline.targets.commit import Commit
@@ -45,7 +44,7 @@ class VerifyView:
         return f"verified {count(self.done)} of {count(self.units)} units, {size(self.bytes)}"
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        yield ProgressBar(total=max(self.units, 1), completed=self.done, width=min(options.max_width, 72))
+        yield bar(self.done, self.units, options.max_width)
         yield self.line()
 
 

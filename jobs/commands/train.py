@@ -7,13 +7,12 @@ import time
 
 import typer
 from rich.console import Console, ConsoleOptions, RenderResult
-from rich.progress_bar import ProgressBar
 from rich.text import Text
 
 from jobs.commands.arguments import JobFile, Overrides
 from jobs.config import load_train
 from jobs.progress import Display
-from jobs.terminal import count, duration, err, out
+from jobs.terminal import bar, count, duration, err, out
 from student import events
 
 
@@ -70,7 +69,7 @@ class TrainView:
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         yield Text(f"{self.title}  {duration(time.monotonic() - self.began)}", style="bold")
-        yield ProgressBar(total=self.steps, completed=self.step, width=min(options.max_width, 72))
+        yield bar(self.step, self.steps, options.max_width)
         yield Text(self.line(), overflow="fold")
         for message in self.messages[-6:]:
             yield Text(message, style="dim", overflow="ellipsis", no_wrap=True)

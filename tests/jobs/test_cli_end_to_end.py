@@ -99,6 +99,23 @@ def test_a_grown_corpus_adds_units_and_labels_only_them(small_job: Any, decant: 
     assert len(after) == 4
 
 
+def test_a_store_on_s3_is_reached_by_the_job_file_and_no_secret_is_written(
+    small_job: Any, decant: Decant, s3_bucket_url: tuple[str, dict[str, Any]]
+) -> None:
+    url, options = s3_bucket_url
+    small_job.settings["store"] |= {"url": url, "options": options}
+    job, folder = str(small_job.file), small_job.folder
+    output = ""
+    for words in (["label", job], ["inspect", job, "--json"], ["verify", job], ["train", job], ["gc", job]):
+        result = decant(folder, *words)
+        assert result.exit_code == 0, result.output
+        output += result.output
+    assert "labelled: 3 records in 3 units" in output
+    assert options["secret"] not in output
+    written = b"".join(path.read_bytes() for path in (folder / "student").rglob("*") if path.is_file())
+    assert options["secret"].encode() not in written
+
+
 def test_classes_are_labelled_and_shown_with_their_probabilities(tmp_path: Path, decant: Decant) -> None:
     import numpy as np
     import yaml

@@ -17,7 +17,7 @@ from rich.console import Console
 
 from jobs.progress import Display, LabelView
 from jobs.signals import Drain
-from pipeline.engine.base import Committed, Event, Failed, ReplicaLost, Started
+from pipeline.engine.base import Committed, Event, Failed, ReplicaLost, ReplicaPending, Started
 from pipeline.targets.commit import Commit, quarantine_name, shard_name
 from pipeline.targets.unit import Slice, Unit
 
@@ -54,6 +54,9 @@ def committed(number: int) -> Committed:
 
 
 EVENTS: list[Event] = [
+    ReplicaPending(0),
+    ReplicaPending(1),
+    ReplicaPending(2),
     Started(0, 1, "here"),
     Started(1, 2, "here"),
     committed(1),
@@ -70,7 +73,7 @@ def test_the_facts_add_up() -> None:
         view.on(event)
     facts = dict(view.facts())
     assert facts["units"] == "5 of 10"
-    assert facts["replicas"] == "1"
+    assert facts["replicas"] == "1 and 1 pending"
     assert facts["quarantined"] == "4"
     assert facts["bytes/token"] == "5.0"
     records, tokens = view.rates()
@@ -83,9 +86,9 @@ def test_the_facts_add_up() -> None:
 
 def test_the_time_left_follows_the_pace_of_this_run() -> None:
     view = LabelView("labelling", planned=10, committed=3, target="tokens")
-    view.began -= 20
     for event in EVENTS:
         view.on(event)
+    view.began -= 20
     assert view.seconds_left() == pytest.approx(50, rel=0.05)  # 10 seconds a unit, 5 units left
 
 
@@ -119,8 +122,6 @@ def test_the_first_signal_asks_the_second_interrupts_and_the_old_handlers_return
         os.kill(os.getpid(), signal.SIGTERM)
         assert drain.stop.wait(5)
         assert asked == ["SIGTERM"]
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # as a library may do meanwhile
-        drain.arm()
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
     assert asked == ["SIGTERM"]
@@ -131,7 +132,7 @@ def start_slow(job: Any) -> subprocess.Popen[str]:
     """`decant label` on many slow units, once the first of them is committed."""
     for number in range(20):
         (job.folder / "corpus" / f"{number:02}.txt").write_text("The owl flies at night. " * 16)
-    job.settings["teacher"]["seconds_per_view"] = 0.2
+    job.settings["teacher"]["seconds_per_view"] = 0.1
     with open(job.folder / "stderr", "w") as stderr:
         process = subprocess.Popen(
             [sys.executable, "-m", "jobs.cli", "label", str(job.file)],
@@ -154,10 +155,19 @@ def until(happened: Callable[[], bool], process: subprocess.Popen[str]) -> None:
         time.sleep(0.02)
 
 
-@pytest.mark.parametrize(("signals", "code"), [([signal.SIGTERM], 1), ([signal.SIGINT, signal.SIGINT], 130)])
+@pytest.mark.parametrize(
+    ("engine", "signals", "code"),
+    [
+        ("local", [signal.SIGTERM], 1),
+        ("local", [signal.SIGINT, signal.SIGINT], 130),
+        pytest.param("ray", [signal.SIGTERM], 1, marks=pytest.mark.slow),
+        pytest.param("ray", [signal.SIGINT, signal.SIGINT], 130, marks=pytest.mark.slow),
+    ],
+)
 def test_a_stopped_run_says_what_is_left_and_the_same_command_finishes_it(
-    small_job: Any, decant: Callable[..., Any], signals: list[signal.Signals], code: int
+    small_job: Any, decant: Callable[..., Any], engine: str, signals: list[signal.Signals], code: int
 ) -> None:
+    small_job.settings["label"] = {"engine": engine}
     process = start_slow(small_job)
     process.send_signal(signals[0])
     said = small_job.folder / "stderr"
@@ -176,6 +186,7 @@ def test_a_stopped_run_says_what_is_left_and_the_same_command_finishes_it(
         assert "the same command goes on" in err
     assert decant(small_job.folder, "verify", "store").exit_code == 0
 
+    small_job.settings["label"] = {"engine": "local"}
     small_job.settings["teacher"]["seconds_per_view"] = 0
     finished = decant(small_job.folder, "label", str(small_job.file))
     assert finished.exit_code == 0, finished.stderr
