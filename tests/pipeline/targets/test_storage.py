@@ -151,10 +151,19 @@ class Forgetful(BaseHTTPRequestHandler):
     """As much of an S3 server as a probe needs, that ignores If-None-Match, as rclone's and s3rver do."""
 
     held: dict[str, bytes]
+    busy: int
+    conditional = False
 
     def do_PUT(self) -> None:
-        self.held[self.path] = self.rfile.read(int(self.headers["Content-Length"]))
-        self.answer(200, b"")
+        data = self.rfile.read(int(self.headers["Content-Length"]))
+        if self.conditional and self.headers["If-None-Match"] == "*":
+            if type(self).busy:
+                type(self).busy -= 1
+                return self.answer(409, b"<Error><Code>ConditionalRequestConflict</Code></Error>")
+            if self.path in self.held:
+                return self.answer(412, b"<Error><Code>PreconditionFailed</Code></Error>")
+        self.held[self.path] = data
+        return self.answer(200, b"")
 
     def do_HEAD(self) -> None:
         self.answer(200 if self.path in self.held else 404, b"")
@@ -177,9 +186,15 @@ class Forgetful(BaseHTTPRequestHandler):
         """Nothing."""
 
 
+class Terse(Forgetful):
+    """One that honours it and says no more than the status, as Ceph's does, and is busy at first, as S3 can be."""
+
+    conditional = True
+
+
 @pytest.fixture
-def forgetful() -> Iterator[str]:
-    handler = type("Handler", (Forgetful,), {"held": {}, "protocol_version": "HTTP/1.1"})
+def server_url(request: pytest.FixtureRequest) -> Iterator[str]:
+    handler = type("Handler", (request.param,), {"held": {}, "busy": 2, "protocol_version": "HTTP/1.1"})
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
@@ -189,11 +204,24 @@ def forgetful() -> Iterator[str]:
     server.server_close()
 
 
-def test_a_server_that_overwrites_in_spite_of_if_none_match_is_refused(forgetful: str) -> None:
+def keys_for(endpoint: str) -> dict[str, Any]:
     pytest.importorskip("s3fs")
-    options = {"endpoint_url": forgetful, "key": "k" * 9, "secret": "s" * 9}
+    return {"endpoint_url": endpoint, "key": "k" * 9, "secret": "s" * 9}
+
+
+@pytest.mark.parametrize("server_url", [Forgetful], indirect=True)
+def test_a_server_that_overwrites_in_spite_of_if_none_match_is_refused(server_url: str) -> None:
     with pytest.raises(StorageError, match="two writers could both win"):
-        Storage("s3://bucket/store", options).probe()
+        Storage("s3://bucket/store", keys_for(server_url)).probe()
+
+
+@pytest.mark.parametrize("server_url", [Terse], indirect=True)
+def test_a_server_that_answers_no_more_than_412_or_409_is_understood(server_url: str) -> None:
+    storage = Storage("s3://bucket/store", keys_for(server_url))
+    assert storage.put_if_absent("a", b"first")
+    assert not storage.put_if_absent("a", b"second")
+    assert storage.read("a") == b"first"
+    storage.probe()
 
 
 def test_storage_without_an_atomic_put_if_absent_is_refused() -> None:
