@@ -17,6 +17,12 @@ def demo(
     output: Annotated[
         Path, typer.Option("--output", "-o", help="Folder of teachers, stores, students and the report.")
     ] = Path("demo-output"),
+    seeds: Annotated[
+        int | None, typer.Option(min=1, help="Students of each kind, for the spread.", show_default="three")
+    ] = None,
+    fast: Annotated[
+        bool, typer.Option("--fast", help="A miniature in a minute, whose figures show only that it runs.")
+    ] = False,
 ) -> None:
     """Run the main job on what this machine has.
 
@@ -30,6 +36,6 @@ def demo(
 
     Next: open the report, then decant config example text > job.yaml
     """
-    from jobs.demo import run_demo
+    from jobs.demo import SEEDS, run_demo
 
-    run_demo(output)
+    run_demo(output, seeds=seeds or SEEDS, fast=fast)

@@ -51,13 +51,13 @@ def label(job: JobFile, overrides: Overrides = None) -> None:
     if before < planned:
         view = LabelView(f"labelling into {store.url}", planned, before, targets_are(store.spec))
         _run(labelling, store, view)
+    store.compact()
     left = planned - len(store.committed())
     if left:
         done = f"{count(planned - left)} of {count(planned)} units are labelled, {count(left)} are left"
         _say(f"stopped: {done}.")
         _say(f"To go on: {_again(job, overrides)}")
         raise typer.Exit(1)
-    store.compact()
     for line in _summary(store):
         _say(line)
     _say(f"Next: decant inspect {store.url}")

@@ -45,9 +45,8 @@ def test_text_becomes_a_store_and_a_student(small_job: Any, decant: Decant, tiny
     assert measured.exit_code == 0
     assert "judged by 1 labelled" in measured.stdout
 
-    # In a process of its own: signals, lines instead of a live view, and the exit code are the real ones.
-    first = small_job.run("label", job)
-    assert first.returncode == 0, first.stderr
+    first = decant(folder, "label", job)
+    assert first.exit_code == 0, first.stderr
     assert "labelled: 3 records in 3 units" in first.stdout
     assert "units 3 of 3" in first.stderr
     shards = sorted((folder / "store" / "shards").rglob("*.parquet"))
