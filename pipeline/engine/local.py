@@ -33,6 +33,8 @@ class Local:
     ) -> Generator[Event, None, None]:
         """See `Engine.run`."""
         ledger = Ledger(job, units)
+        if ledger.empty:
+            return
         labeller = Labeller(job)
         yield Started(REPLICA, os.getpid(), platform.node())
         most = job.label.replicas.units_in_flight

@@ -302,6 +302,8 @@ def _connect(config: LabelConfig) -> bool:
         # Read when Ray is imported: its processes listen on the loopback interface only.
         os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    # Ray prints it on stdout, whatever log_to_driver says; ReplicaLost tells the same.
+    os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", "A worker died or was killed")
     import ray
 
     if ray.is_initialized():

@@ -41,6 +41,7 @@ def make_job(tmp_path: Path) -> JobMaker:
         heads: Mapping[str, Any] | None = None,
         teacher: Mapping[str, Any] | None = None,
         label: Mapping[str, Any] | None = None,
+        unit_bytes: int = 2000,
         **sections: Any,
     ) -> LabelJob:
         fake = teacher or {}
@@ -56,7 +57,7 @@ def make_job(tmp_path: Path) -> JobMaker:
         tokenizer.save(str(tmp_path / "tokenizer.json"))
         return LabelJob.model_validate(
             {
-                "corpus": {"kind": "text", "urls": [str(folder)], "unit_bytes": 2000},
+                "corpus": {"kind": "text", "urls": [str(folder)], "unit_bytes": unit_bytes},
                 "views": {"kind": "token_windows", "tokenizer": str(tmp_path), "length": 32},
                 "teacher": {**({} if "kind" in fake else {"kind": "fake", "size": 128}), **fake},
                 "store": {
