@@ -87,21 +87,24 @@ class Checkpoints:
     def read(self, name: str = "last") -> Checkpoint | None:
         """The checkpoint of that name, None if there is none. Raises DecantError if it cannot be read."""
         path = (self.directory / name).resolve()
-        if not path.exists():
-            return None
-        try:
-            state = torch.load(path / "state.pt", map_location="cpu", weights_only=True)
-            config = json.loads((path / "config.json").read_text())
-        except (OSError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError) as error:
-            raise DecantError(
-                f"the checkpoint {path} cannot be read ({error}): remove it to start anew"
-            ) from error
-        if state.get("version") != STATE_VERSION:
-            raise ConfigError(
-                f"the checkpoint {path} has version {state.get('version')!r}, this Decant reads "
-                f"{STATE_VERSION}: resume with the release that wrote it"
-            )
-        return Checkpoint(path, state, config)
+        return read(path) if path.exists() else None
+
+
+def read(path: Path) -> Checkpoint:
+    """The checkpoint in that directory. Raises DecantError if it cannot be read."""
+    try:
+        state = torch.load(path / "state.pt", map_location="cpu", weights_only=True)
+        config = json.loads((path / "config.json").read_text())
+    except (OSError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError) as error:
+        raise DecantError(
+            f"the checkpoint {path} cannot be read ({error}): remove it to start anew"
+        ) from error
+    if state.get("version") != STATE_VERSION:
+        raise ConfigError(
+            f"the checkpoint {path} has version {state.get('version')!r}, this Decant reads "
+            f"{STATE_VERSION}: resume with the release that wrote it"
+        )
+    return Checkpoint(path, state, config)
 
 
 def _sync(path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 from torch import nn
 
@@ -9,6 +11,7 @@ from pipeline.targets.errors import ConfigError, SpecMismatch
 from pipeline.targets.spec import Spec
 from pipeline.targets.strict import nearest
 from student import models
+from student.checkpoint import read
 from student.config import TrainConfig
 from student.data import LABEL, Batch, has_labels
 
@@ -53,6 +56,17 @@ class Student(nn.Module):
     def count(self, batch: Batch) -> int:
         """N, how many targets of the head the batch has."""
         return len(batch.row_index) if self.head.positions == "next_token" else len(batch)
+
+
+def restore(checkpoint: Path, spec: Spec) -> Student:
+    """The student of a checkpoint, for example `output`/checkpoints/best, for evaluation.
+
+    spec: of the store it was trained on, `Store.open(url).spec`. Its plain model is `.model`.
+    """
+    found = read(checkpoint)
+    student = Student(TrainConfig.model_validate(found.config), spec)
+    found.load(student.model)
+    return student.eval()
 
 
 def _input_name(config: TrainConfig, spec: Spec) -> str:

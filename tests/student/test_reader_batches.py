@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import threading
+import time
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +14,10 @@ import torch
 
 from pipeline.targets.errors import CorruptShard
 from pipeline.targets.store import Store
+from student import data
 from student.data import TargetReader
 from student.targets import TorchDense, TorchSparse, TorchTopK
+from student.window import Window
 
 
 def stored(url: str) -> dict[str, Any]:
@@ -124,6 +128,38 @@ def test_a_bad_shard_is_named(token_store: Any, damage: str) -> None:
         shard.write_bytes(data[: len(data) // 2])
     with pytest.raises(CorruptShard, match=shard.name):
         list(TargetReader(url, split="all", window_shards=1).epoch(0))
+
+
+def test_at_most_two_windows_are_in_memory(token_store: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """When a window is put together from what was fetched, the one before it is gone."""
+    alive: weakref.WeakSet[Window] = weakref.WeakSet()
+    seen = []
+
+    class Watched(Window):
+        def __init__(self, parts: Any) -> None:
+            seen.append(len(alive))
+            alive.add(self)
+            super().__init__(parts)
+
+    monkeypatch.setattr(data, "Window", Watched)
+    rows = sum(len(b) for b in TargetReader(token_store([6] * 6), split="all", window_shards=2).epoch(0))
+    assert (rows, seen) == (36, [0, 0, 0])
+
+
+def test_no_more_than_the_next_window_is_fetched_ahead(token_store: Any) -> None:
+    reader = TargetReader(token_store([30] * 6), split="all", window_shards=2, batch_rows=2)
+    whole, fetched = reader.store.read, []
+
+    def read(commit: Any) -> Any:
+        fetched.append(commit.unit)
+        return whole(commit)
+
+    reader.store.read = read  # type: ignore[method-assign]
+    stream = iter(reader)
+    next(stream)
+    time.sleep(0.2)
+    stream.close()  # type: ignore[attr-defined]
+    assert len(fetched) <= 4
 
 
 def test_leaving_an_iteration_leaves_no_thread(token_store: Any) -> None:
