@@ -30,6 +30,7 @@ def run_demo(output: Path, *, seeds: int = SEEDS, fast: bool = False) -> DemoRes
     from jobs.demo.settings import TextSettings, miniature
     from jobs.demo.stages import Stages
     from jobs.demo.text import run_text
+    from jobs.report import write_report
     from jobs.terminal import out
     from pipeline.engine.ray import RayEngine
 
@@ -58,6 +59,7 @@ def run_demo(output: Path, *, seeds: int = SEEDS, fast: bool = False) -> DemoRes
         digits=digits,
     )
     results.write(output / "results.json")
+    stages.close(output, write_report(results, output / "report.html"))
     return results
 
 

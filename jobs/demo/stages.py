@@ -42,6 +42,22 @@ class Stages:
         self.console.print("[bold]Decant[/]: a teacher labels once, students learn from what it said.")
         self.console.print(f"[dim]Everything goes to {escape(str(output.resolve()))}.[/]")
 
+    def close(self, output: Path, report: Path) -> None:
+        """The last lines: where all is, and what to try next."""
+        self.console.print()
+        self.console.rule("[bold]Done", align="left", style="dim")
+        store, job = output / "text" / "store", output / "text" / "job.yaml"
+        self.console.print(f"The whole demo took {duration(self.seconds)}. Open the report:")
+        self.say(str(report.resolve()), "bold")
+        self.console.print("What to try next:")
+        for command, what in (
+            (f"decant inspect {store}", "the store, and what the teacher said of real code"),
+            (f"decant verify {store}", "every checksum again"),
+            (f"decant train {job} train.steps=1000", "a student of your own from the same store"),
+            ("decant config example text > job.yaml", "a job file for your corpus and your teacher"),
+        ):
+            self.console.print(f"   [cyan]{escape(command)}[/]  [dim]{what}[/]", soft_wrap=True)
+
     def part(self, title: str) -> None:
         """A rule over the stages of one leg."""
         self.console.print()

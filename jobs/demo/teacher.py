@@ -13,6 +13,7 @@ import shutil
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from statistics import median
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -97,8 +98,11 @@ class Trained(Config):
     seconds: float
     """Of the training."""
 
+    threads: int
+    """Threads it was trained with, the quickest number here."""
+
     precision: Precision
-    """What the matrix products were computed in."""
+    """What its matrix products were computed in, the quickest here."""
 
 
 Progress = Callable[[float, str], None]
@@ -153,36 +157,15 @@ def tokenize(tokenizer: Tokenizer, texts: Sequence[str]) -> npt.NDArray[np.int64
     return np.concatenate(parts).astype(np.int64)
 
 
-def probe() -> tuple[Precision, float, float]:
-    """What to compute in, and GFLOP/s of float32 and bfloat16 matrix products on this machine's CPU.
-
-    bfloat16 where its products are twice as fast or more: less than that is lost in conversions.
-    """
-    import torch
-
-    def rate(dtype: torch.dtype) -> float:
-        a, b = torch.randn(1024, 768).to(dtype), torch.randn(768, 1024).to(dtype)
-        best = float("inf")
-        for _ in range(8):
-            began = time.perf_counter()
-            a @ b
-            best = min(best, time.perf_counter() - began)
-        return 2 * 1024 * 768 * 1024 / best / 1e9
-
-    float32, bfloat16 = rate(torch.float32), rate(torch.bfloat16)
-    return ("bfloat16" if bfloat16 >= 2 * float32 else "float32"), float32, bfloat16
-
-
 def train(
-    tokens: npt.NDArray[np.int64], settings: TeacherSettings, precision: Precision, progress: Progress
+    tokens: npt.NDArray[np.int64], settings: TeacherSettings, progress: Progress
 ) -> tuple[LlamaForCausalLM, Trained]:
     """A causal LM trained on rows drawn at random from the stream of tokens.
 
-    Matrices inside the blocks are trained by Muon, which needs about half of AdamW's steps at this size. The
-    schedule follows the steps or the clock, whichever is further.
+    Matrices inside the blocks are trained by Muon, which needs less than half of AdamW's steps at this size.
+    The schedule follows the steps or the clock, whichever is further.
     """
     import torch
-    import torch.nn.functional as F
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(settings.seed)
@@ -204,18 +187,18 @@ def train(
     stream = torch.from_numpy(tokens)
     draws = torch.Generator().manual_seed(settings.seed)
     within = torch.arange(settings.length)
-    began, done, step, loss = time.monotonic(), 0.0, 0, torch.zeros(())
-    smooth = float(np.log(settings.vocabulary))
+    step, smooth = 0, float(np.log(settings.vocabulary))
+    before = torch.get_num_threads()
+    progress(0.0, "trying threads and precisions")
+    threads, precision = _fastest(model, stream[: settings.batch_rows * settings.length], settings)
+    torch.set_num_threads(threads)
+    began, done = time.monotonic(), 0.0
     while done < 1:
         for optimizer, peak in optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = peak * min(1.0, (step + 1) / 50) * (0.02 + 0.98 * (1 - done))
         starts = torch.randint(len(stream) - settings.length, (settings.batch_rows, 1), generator=draws)
-        rows = stream[starts + within]
-        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bfloat16"):
-            logits = model(input_ids=rows, use_cache=False).logits
-        loss = F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), rows[:, 1:].flatten())
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss = _gradients(model, stream[starts + within], precision)
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for optimizer, _ in optimizers:
             optimizer.step()
@@ -223,9 +206,10 @@ def train(
         step += 1
         seconds = time.monotonic() - began
         done = max(step / settings.steps, seconds / settings.seconds)
-        smooth += 0.02 * (loss.item() - smooth)
+        smooth += max(0.02, 1 / step) * (loss.item() - smooth)
         speed = step * settings.batch_rows * settings.length / seconds
         progress(min(done, 1.0), f"step {step:,}, {smooth:.2f} nats per token, {speed:,.0f} tokens/s")
+    torch.set_num_threads(before)
     trained = Trained(
         parameters=sum(parameter.numel() for parameter in model.parameters()),
         steps=step,
@@ -233,9 +217,50 @@ def train(
         distinct_tokens=len(tokens),
         loss=smooth,
         seconds=time.monotonic() - began,
+        threads=threads,
         precision=precision,
     )
     return model.eval(), trained
+
+
+def _gradients(model: LlamaForCausalLM, rows: torch.Tensor, precision: Precision) -> torch.Tensor:
+    """The loss of these rows, int64 [B, L], in nats per token; its gradients are in the parameters."""
+    import torch
+    import torch.nn.functional as F
+
+    with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bfloat16"):
+        logits = model(input_ids=rows, use_cache=False).logits
+    loss = F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), rows[:, 1:].flatten())
+    loss.backward()  # type: ignore[no-untyped-call]
+    return loss
+
+
+def _fastest(
+    model: LlamaForCausalLM, tokens: torch.Tensor, settings: TeacherSettings
+) -> tuple[int, Precision]:
+    """Threads and precision of the quickest steps here: a median of a few, so that busy neighbours count.
+
+    Some processors multiply bfloat16 many times faster and some slower, and on a shared machine a second
+    thread may wait longer than it works.
+    """
+    import torch
+
+    rows = tokens.view(settings.batch_rows, settings.length)
+    most = torch.get_num_threads()
+    precisions: list[Precision] = ["float32", "bfloat16"]
+    taken: dict[tuple[int, Precision], float] = {}
+    for threads in sorted({1, most}):
+        torch.set_num_threads(threads)
+        for precision in precisions:
+            times = []
+            for _ in range(6):
+                began = time.perf_counter()
+                _gradients(model, rows, precision)
+                times.append(time.perf_counter() - began)
+                model.zero_grad(set_to_none=True)
+            taken[threads, precision] = median(times[1:])
+    torch.set_num_threads(most)
+    return min(taken, key=lambda choice: taken[choice])
 
 
 def _optimizers(

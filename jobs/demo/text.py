@@ -109,14 +109,9 @@ def _teacher(
         texts = teacher.read(found.teacher)
         tokenizer = teacher.train_tokenizer(texts, wanted.vocabulary)
         tokens = teacher.tokenize(tokenizer, texts)
-        precision, float32, bfloat16 = teacher.probe()
-        stages.say(
-            f"matrix products here: float32 {float32:,.0f}, bfloat16 {bfloat16:,.0f} GFLOP/s, so it trains "
-            f"in {precision}"
-        )
         view = StepView("teacher", 1.0)
         with stages.display(view):
-            model, trained = teacher.train(tokens, wanted, precision, view.move)
+            model, trained = teacher.train(tokens, wanted, view.move)
         teacher.keep(folder, model, tokenizer, trained)
         stages.table(figures(*_described(folder, trained)))
     return folder, trained, False
@@ -128,6 +123,10 @@ def _described(folder: Path, trained: Trained) -> Iterator[tuple[str, str]]:
         "trained",
         f"{count(trained.steps)} steps, {count(trained.tokens)} tokens, {duration(trained.seconds)}, to "
         f"{trained.loss:.2f} nats per token",
+    )
+    yield (
+        "with",
+        f"{plural(trained.threads, 'thread')} in {trained.precision}, which was quickest on this machine",
     )
     yield "kept in", str(folder)
 
