@@ -289,7 +289,6 @@ def ways_to_learn(digits: Digits, store: Store, settings: DigitsSettings) -> lis
     """The lines of the table that are students."""
     images, labels = digits.train_images, digits.train_labels
     count, jitters = len(few(labels, settings.label_share, 0)), settings.transfer_digits
-    share = f"{100 * settings.label_share:g} % of the labels"
 
     def few_plain(seed: int) -> Examples:
         chosen = few(labels, settings.label_share, seed)
@@ -313,13 +312,15 @@ def ways_to_learn(digits: Digits, store: Store, settings: DigitsSettings) -> lis
         reader = TargetReader(store.url, batch_rows=settings.batch_rows, seed=seed, split="all")
         return ((batch.inputs[INPUT], batch.targets[HEAD]) for batch in reader)
 
+    some, every = f"{count} labels ({100 * settings.label_share:g} %)", f"all {len(labels):,} labels"
     tempered = partial(tempered_kl, temperature=settings.temperature)
+    t = f"{settings.temperature:g}"
     return [
-        _Way("labels alone", "few", share, count, count, few_plain, hard_cross_entropy),
-        _Way("labels, jittered", "few", share, count, jitters, few_jittered, hard_cross_entropy),
-        _Way("L2 on logits", "store", "store", 0, jitters, stored, logit_l2),
-        _Way(f"tempered KL, T = {settings.temperature:g}", "store", "store", 0, jitters, stored, tempered),
-        _Way("labels, jittered", "all", "all labels", len(labels), jitters, all_jittered, hard_cross_entropy),
+        _Way("cross-entropy", "few", some, count, count, few_plain, hard_cross_entropy),
+        _Way("cross-entropy, jittered", "few", some, count, jitters, few_jittered, hard_cross_entropy),
+        _Way("L2 on logits", "store", "the store", 0, jitters, stored, logit_l2),
+        _Way(f"tempered KL, T = {t}", "store", "the store", 0, jitters, stored, tempered),
+        _Way("cross-entropy, jittered", "all", every, len(labels), jitters, all_jittered, hard_cross_entropy),
     ]
 
 
@@ -389,7 +390,7 @@ def _teacher_rows(job: LabelJob, digits: Digits, settings: DigitsSettings) -> li
         return DigitsRow(
             name=name,
             kind=kind,
-            teaches="all labels",
+            teaches=f"all {len(digits.train_labels):,} labels",
             labels=len(digits.train_labels),
             parameters=parameters,
             examples=settings.transfer_digits * members,
@@ -400,7 +401,7 @@ def _teacher_rows(job: LabelJob, digits: Digits, settings: DigitsSettings) -> li
     alone = [error(asked(member.load()), digits) for member in job.teacher.members]
     return [
         row("teacher", f"mean of {len(alone)} networks", sum(parameters), len(alone), whole),
-        row("member", "its networks, each alone", max(parameters), 1, alone),
+        row("member", "each of them alone", max(parameters), 1, alone),
     ]
 
 

@@ -264,14 +264,14 @@ class DigitsRow(Config):
     """One line of the digits leg's table."""
 
     name: str
-    """What learned, from what, for example "shallow student, L2 on logits"."""
+    """How it learned, for example "L2 on logits"."""
 
     kind: Literal["teacher", "member", "few", "store", "all"]
     """What it is: the teacher, its members alone, or a student by where its targets come from: few labels,
     the store, or all the labels."""
 
     teaches: str
-    """Where its targets come from, in words: "3 % of the labels", "store" or "all labels"."""
+    """What it learned from, in words: "38 labels (3 %)", "the store" or "all 1,257 labels"."""
 
     labels: int
     """Labels that it was given itself."""
