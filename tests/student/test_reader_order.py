@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from typing import Any
 
+import fsspec
 import numpy as np
 import pytest
 import torch
@@ -177,6 +178,20 @@ def test_a_dataloader_without_workers_gives_the_same_batches_and_with_workers_is
     workers: Any = torch.utils.data.DataLoader(reader(url), batch_size=None, num_workers=1)
     with pytest.raises(Exception, match="num_workers=0"):
         next(iter(workers))
+
+
+def test_from_s3_come_the_batches_of_the_local_store(
+    token_store: Any, s3_bucket_url: tuple[str, dict[str, Any]]
+) -> None:
+    local = token_store()
+    remote, options = s3_bucket_url
+    fsspec.filesystem("s3", **options).put(local, remote, recursive=True)
+    r = reader(remote, options=options)
+    assert keys_of(r.epoch(1)) == keys_of(reader(local).epoch(1))
+    first = keys_of(itertools.islice(r, 3))
+    resumed = reader(remote, options=options)
+    resumed.load_state_dict(r.state_dict())
+    assert first + keys_of(itertools.islice(resumed, 3)) == keys_of(itertools.islice(reader(local), 6))
 
 
 def test_permutations_are_frozen() -> None:
