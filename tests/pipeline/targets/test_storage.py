@@ -187,7 +187,7 @@ class Forgetful(BaseHTTPRequestHandler):
 
 
 class Terse(Forgetful):
-    """One that honours it and says no more than the status, as Ceph's does, and is busy at first, as S3 can be."""
+    """One that honours it, tells only the status, as Ceph's does, and is busy at first, as S3 can be."""
 
     conditional = True
 
