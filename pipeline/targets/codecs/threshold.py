@@ -144,8 +144,9 @@ class Threshold(Codec):
         logits = logits.detach()
         count, size = logits.shape
         blocks = -(-size // BLOCK)
-        # Scratch that stays in a CPU's cache: a fresh [N, V] buffer would cost more than all the arithmetic.
-        rows = max(1, (2**20 if logits.device.type == "cpu" else 2**27) // (blocks * BLOCK))
+        # Scratch that a CPU keeps in its cache: a fresh [N, V] buffer would cost more than all the arithmetic.
+        # Smaller chunks cost more calls, each of which waits for all threads.
+        rows = max(1, (2**21 if logits.device.type == "cpu" else 2**27) // (blocks * BLOCK))
         dtype = torch.promote_types(logits.dtype, torch.float32)
         padded = logits.new_full((min(rows, count), blocks * BLOCK), -torch.inf, dtype=dtype)
         uv = torch.tensor(uniforms, dtype=torch.float64, device=logits.device)
