@@ -28,6 +28,7 @@ from pipeline.targets.store import Store
 from pipeline.targets.unit import Unit
 
 MakeJob = Callable[..., LabelJob]
+Whole = Callable[[Store], None]
 POISON = {"0005.txt": "w1 w2 w3 poison w4"}
 
 
@@ -66,24 +67,9 @@ def shards(store: Store) -> dict[str, str | None]:
     return {commit.unit: commit.shard_sha256 for commit in store.commits()}
 
 
-def assert_whole(store: Store) -> None:
-    """Every unit is committed, every shard verifies, every record is there exactly once."""
-    verification = store.verify()
-    assert verification.problems == ()
-    assert verification.missing_units == 0
-    for commit in store.commits():
-        rows = [
-            (row, view)
-            for rows in store.read(commit)
-            for row, view in zip(rows.row.tolist(), rows.view.tolist(), strict=True)
-        ]
-        lost = [(item.row, item.view) for item in store.quarantined(commit)]
-        assert len(rows) == len(set(rows))
-        assert not set(rows) & set(lost)
-        assert {row for row, _ in [*rows, *lost]} == set(range(commit.records))
-
-
-def test_all_units_are_labelled_with_the_bytes_of_a_bare_labeller(engine: Engine, make_job: MakeJob) -> None:
+def test_all_units_are_labelled_with_the_bytes_of_a_bare_labeller(
+    engine: Engine, make_job: MakeJob, whole: Whole
+) -> None:
     bare = make_job(store="bare")
     expected, labeller = prepare(bare), Labeller(bare)
     for unit in expected.pending():
@@ -92,7 +78,7 @@ def test_all_units_are_labelled_with_the_bytes_of_a_bare_labeller(engine: Engine
     store = prepare(job)
     events = drive(engine, job, store)
     assert shards(store) == shards(expected)
-    assert_whole(store)
+    whole(store)
     committed = [event for event in events if isinstance(event, Committed)]
     assert {event.commit.unit for event in committed} == {unit.id for unit in store.planned()}
     assert len(committed) == store.planned_count()
@@ -103,7 +89,7 @@ def test_all_units_are_labelled_with_the_bytes_of_a_bare_labeller(engine: Engine
 
 
 def test_a_drained_job_finishes_what_is_in_flight_and_goes_on_later(
-    engine: Engine, make_job: MakeJob
+    engine: Engine, make_job: MakeJob, whole: Whole
 ) -> None:
     job = make_job(label=small(), teacher={"seconds_per_view": 0.01})
     store, stop = prepare(job), threading.Event()
@@ -124,11 +110,13 @@ def test_a_drained_job_finishes_what_is_in_flight_and_goes_on_later(
     assert len(handed_out) <= 4
     assert len(store.committed()) == count
     drive(engine, job, store)
-    assert_whole(store)
+    whole(store)
 
 
 @ray_is_slow
-def test_closing_the_events_abandons_what_is_in_flight(engine: Engine, make_job: MakeJob) -> None:
+def test_closing_the_events_abandons_what_is_in_flight(
+    engine: Engine, make_job: MakeJob, whole: Whole
+) -> None:
     job = make_job(label=small(), teacher={"seconds_per_view": 0.05})
     store = prepare(job)
     events = engine.run(job, store.pending(), threading.Event())
@@ -139,16 +127,16 @@ def test_closing_the_events_abandons_what_is_in_flight(engine: Engine, make_job:
     assert not [t for t in threading.enumerate() if t.name.startswith("decant")]
     assert len(store.committed()) < store.planned_count()
     drive(engine, make_job(label=small()), store)
-    assert_whole(store)
+    whole(store)
 
 
 def test_a_poisonous_record_is_quarantined_and_the_rest_labelled(
-    engine: Engine, make_job: MakeJob, texts: dict[str, str]
+    engine: Engine, make_job: MakeJob, whole: Whole, texts: dict[str, str]
 ) -> None:
     job = make_job(texts | POISON, teacher={"raise_on": 90}, label=small() | {"max_quarantined": 0.05})
     store = prepare(job)
     drive(engine, job, store)
-    assert_whole(store)
+    whole(store)
     (item,) = (item for commit in store.commits() for item in store.quarantined(commit))
     assert (item.key, item.code) == ("0005.txt", "teacher_failed")
 
@@ -166,12 +154,14 @@ def test_too_many_failures_end_the_job_with_their_commonest_reason(engine: Engin
 
 
 @ray_is_slow
-def test_few_records_are_judged_at_the_end(engine: Engine, make_job: MakeJob, texts: dict[str, str]) -> None:
+def test_few_records_are_judged_at_the_end(
+    engine: Engine, make_job: MakeJob, whole: Whole, texts: dict[str, str]
+) -> None:
     job = make_job(texts | POISON, teacher={"raise_on": 90}, label=small())
     store = prepare(job)
     with pytest.raises(TooManyQuarantined, match=r"1 failures in 40 records.*0005\.txt"):
         drive(engine, job, store)
-    assert_whole(store)
+    whole(store)
 
 
 def test_a_file_that_changed_costs_its_unit_and_no_other(
@@ -255,17 +245,17 @@ def test_a_unit_that_kills_its_replica_is_given_up_alone_and_all_others_are_labe
 
 @pytest.mark.slow
 def test_a_unit_that_kills_its_replica_once_is_labelled_by_the_next(
-    on_ray: Engine, make_job: MakeJob, texts: dict[str, str], tmp_path: Path
+    on_ray: Engine, make_job: MakeJob, whole: Whole, texts: dict[str, str], tmp_path: Path
 ) -> None:
     teacher = {"exit_on": 90, "exit_marker": str(tmp_path / "marker")}
     job = make_job(texts | POISON, teacher=teacher, label=small() | {"attempts": 1})
     store = prepare(job)
     events = drive(on_ray, job, store)
-    assert_whole(store)
+    whole(store)
     assert sum(isinstance(event, ReplicaLost) for event in events) == 1
 
 
-def test_a_replica_killed_from_outside_loses_nothing(on_ray: Engine, make_job: MakeJob) -> None:
+def test_a_replica_killed_from_outside_loses_nothing(on_ray: Engine, make_job: MakeJob, whole: Whole) -> None:
     job = make_job(label=small(max=2, min=2), teacher={"seconds_per_view": 0.03})
     store = prepare(job)
     events: list[Event] = []
@@ -276,18 +266,20 @@ def test_a_replica_killed_from_outside_loses_nothing(on_ray: Engine, make_job: M
             pids.append(event.pid)
             if len(pids) == 2:
                 os.kill(pids[0], signal.SIGKILL)
-    assert_whole(store)
+    whole(store)
     (lost,) = (event for event in events if isinstance(event, ReplicaLost))
     assert lost.pid == pids[0]
     assert sum(isinstance(event, ReplicaPending) for event in events) == 3, "it is replaced"
 
 
 @pytest.mark.slow
-def test_a_pool_larger_than_the_cluster_works_with_what_it_gets(on_ray: Engine, make_job: MakeJob) -> None:
+def test_a_pool_larger_than_the_cluster_works_with_what_it_gets(
+    on_ray: Engine, make_job: MakeJob, whole: Whole
+) -> None:
     job = make_job(label=small(cpus=2.0, max=5))
     store = prepare(job)
     events = drive(on_ray, job, store)
-    assert_whole(store)
+    whole(store)
     assert 1 <= sum(isinstance(event, Started) for event in events) <= 2
 
 
