@@ -144,9 +144,9 @@ class Threshold(Codec):
         logits = logits.detach()
         count, size = logits.shape
         blocks = -(-size // BLOCK)
-        # Scratch that a CPU keeps in its cache: a fresh [N, V] buffer would cost more than all the arithmetic.
-        # Smaller chunks cost more calls, each of which waits for all threads.
-        rows = max(1, (2**21 if logits.device.type == "cpu" else 2**27) // (blocks * BLOCK))
+        # Scratch that a CPU keeps in its cache: a fresh [N, V] buffer would cost more than all the
+        # arithmetic. Smaller chunks make more calls, and each waits for all threads.
+        rows = max(1, (2**21 if logits.device.type == "cpu" else 2**25) // (blocks * BLOCK))
         dtype = torch.promote_types(logits.dtype, torch.float32)
         padded = logits.new_full((min(rows, count), blocks * BLOCK), -torch.inf, dtype=dtype)
         uv = torch.tensor(uniforms, dtype=torch.float64, device=logits.device)
@@ -208,6 +208,8 @@ class Threshold(Codec):
         # A block's float32 sum and `inner` differ by rounding; the point stays inside all the same.
         point = torch.minimum(point.clamp(min=0), torch.nextafter(inner[:, -1], torch.zeros_like(point)))
         drawn = block * BLOCK + torch.searchsorted(inner, point[:, None], right=True).squeeze(1)
+        # An accelerator's parallel running sums may rise by a rounding error where there is no mass.
+        drawn.clamp_(max=size - 1)
 
         columns = (head_count, draws[:, 0], head, values, drawn)
         return {

@@ -152,7 +152,7 @@ def _log_sum_exp(values: Array) -> Array:
 
 def _chunks(logits: torch.Tensor) -> range:
     """Starts of row chunks whose scratch stays in a CPU's cache, or is small for an accelerator."""
-    elements = 2**20 if logits.device.type == "cpu" else 2**27
+    elements = 2**20 if logits.device.type == "cpu" else 2**25
     return range(0, len(logits), max(1, elements // logits.shape[1]))
 
 
