@@ -7,9 +7,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from jobs.config import load_job, load_train, sections
-from jobs.document import assign
-
 if TYPE_CHECKING:
     from pipeline.targets.store import Store
 
@@ -52,6 +49,8 @@ def open_store(where: str, options: list[str] | None) -> tuple[Store, str | None
 
     Raises UserError when there is no store.
     """
+    from jobs.config import load_job, load_train, sections
+    from jobs.document import assign
     from pipeline.targets.store import Store
 
     given: dict[str, Any] = {}

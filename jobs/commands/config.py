@@ -10,7 +10,6 @@ from typing import Annotated
 import typer
 
 from jobs.commands.arguments import JobFile, Overrides
-from jobs.config import Job, load_job, load_train, sections, shown
 
 
 class Example(StrEnum):
@@ -54,6 +53,8 @@ def schema() -> None:
     \b
       # yaml-language-server: $schema=job.schema.json
     """
+    from jobs.config import Job
+
     typer.echo(json.dumps(Job.model_json_schema(), indent=2, ensure_ascii=False))
 
 
@@ -64,6 +65,8 @@ def show(job: JobFile, overrides: Overrides = None) -> None:
     \b
       decant config show job.yaml train.steps=100
     """
+    from jobs.config import load_job, load_train, sections, shown
+
     if sections(job, overrides or ()) == {"train"}:
         typer.echo("train:")
         text = shown(load_train(job, overrides or ()))
@@ -78,6 +81,8 @@ def check(job: JobFile, overrides: Overrides = None) -> None:
 
     Looks at keys and values only: no corpus, model or store is opened. decant plan does that.
     """
+    from jobs.config import load_job, load_train, sections
+
     if sections(job, overrides or ()) == {"train"}:
         load_train(job, overrides or ())
         typer.echo(f"{job}: a training job. Next: decant train {job}")

@@ -126,8 +126,9 @@ def _overview(store: Store, progress: dict[str, Any]) -> Table:
     line(target, count(progress["targets"]))
     line("quarantined", "{failures} failures, {empty} empty records".format(**progress["quarantined"]))
     if progress["bytes_per_target"] is not None:
+        each = target.removesuffix("s")
         line(
-            "shards", f"{size(progress['shard_bytes'])}, {progress['bytes_per_target']:.2f} bytes per target"
+            "shards", f"{size(progress['shard_bytes'])}, {progress['bytes_per_target']:.2f} bytes per {each}"
         )
     for name, value in sorted(progress["statistics"].items()):
         unit = " nats" if name.endswith((".entropy", ".label_nll")) else ""

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, cast
 import typer
 
 from jobs.commands.arguments import JobFile, Overrides
-from jobs.config import load_job
 from jobs.progress import Display, LabelView
 from jobs.signals import Drain
 from jobs.terminal import count, err, out, size
@@ -42,8 +41,10 @@ def label(job: JobFile, overrides: Overrides = None) -> None:
 
     Next: decant inspect STORE, decant verify STORE, decant train job.yaml
     """
-    labelling = load_job(job, overrides or ()).labelling()
+    from jobs.config import load_job
     from pipeline.prepare import prepare
+
+    labelling = load_job(job, overrides or ()).labelling()
 
     with err().status("listing the corpus, opening the teacher …"):
         store = prepare(labelling)

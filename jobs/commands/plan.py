@@ -8,7 +8,6 @@ import typer
 from rich.table import Table
 
 from jobs.commands.arguments import JobFile, Overrides
-from jobs.config import load_job
 from jobs.terminal import count, duration, err, out, size
 from jobs.totals import Extent, Totals, estimate, targets_are
 
@@ -41,9 +40,10 @@ def plan(
 
     Next: decant label job.yaml
     """
-    loaded = load_job(job, overrides or ())
-    labelling = loaded.labelling()
+    from jobs.config import load_job
     from pipeline.prepare import prepare
+
+    labelling = load_job(job, overrides or ()).labelling()
 
     with err().status("listing the corpus, opening the teacher …"):
         store = prepare(labelling)

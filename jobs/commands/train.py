@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import os
 import time
+from typing import TYPE_CHECKING
 
 import typer
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.text import Text
 
 from jobs.commands.arguments import JobFile, Overrides
-from jobs.config import load_train
 from jobs.progress import Display
 from jobs.terminal import bar, count, duration, err, out
-from student import events
+
+if TYPE_CHECKING:
+    from student import events
 
 
 def register(app: typer.Typer) -> None:
@@ -34,6 +36,8 @@ class TrainView:
 
     def on(self, event: events.Event) -> None:
         """Takes one event of the trainer."""
+        from student import events
+
         match event:
             case events.Started():
                 self.first = self.step = event.step
@@ -98,7 +102,11 @@ def train(job: JobFile, overrides: Overrides = None) -> None:
 
     Next: the weights are in OUTPUT/checkpoints/last; `student.checkpoint` reads them.
     """
+    from jobs.config import load_train
+
     config = load_train(job, overrides or ())
+    # Only now: a mistake in the job file is said without waiting for torch.
+    from student import events
     from student import train as trainer
 
     assert config.store is not None

@@ -101,7 +101,7 @@ def test_what_goes_wrong_is_one_sentence_and_the_promised_code(
     def fails(*_: object) -> None:
         raise error
 
-    monkeypatch.setattr("jobs.commands.config.sections", fails)
+    monkeypatch.setattr("jobs.config.sections", fails)
     result = decant(tmp_path, "config", "check", "job.yaml")
     assert result.exit_code == code
     assert said in result.stderr
