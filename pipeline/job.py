@@ -1,4 +1,4 @@
-"""What a labelling job is: corpus, views, teacher, store, and how to run it. One JSON, sent to every replica."""
+"""A labelling job: corpus, views, teacher, store, and how to run it. One JSON, sent to every replica."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ class StoreConfig(Config):
     url: str
     """The store: a directory, or any URL fsspec can write with an honest put-if-absent (s3://bucket/prefix)."""
 
-    options: dict[str, Any] = {}
-    """fsspec options of the URL, for example {endpoint_url: …}. Take credentials from the environment instead."""
+    options: dict[str, Any] = Field(default_factory=dict)
+    """fsspec options of the URL, for example {endpoint_url: …}. Credentials belong in the environment."""
 
     heads: dict[str, AnyCodec] = Field(min_length=1)
     """The teacher's heads to keep, by name, each with its codec."""
 
     inputs: Literal["embed", "omit"] = "embed"
-    """Whether the shards hold the inputs too (token ids are always kept), so that the store alone trains a student."""
+    """Whether the shards hold the inputs too, so that the store alone trains a student; token ids always."""
 
     seed: int = 0
     """Seed of every random draw of an encoding."""
@@ -41,7 +41,7 @@ class Batching(Config):
     """Largest batch, in tokens after padding; for fixed-size inputs, in views."""
 
     window: PositiveInt = 256
-    """Views among which those of like length are batched together. Rows keep the corpus order all the same."""
+    """Views among which those of like length are batched together. Rows keep the corpus order."""
 
     prefetch: PositiveInt = 2
     """Batches that may wait between two stages."""

@@ -31,8 +31,8 @@ class TopKTargets:
     ids: int64 [N, k], likeliest first.
     log_probs: float32 [N, k], natural logarithm of the teacher's probabilities at temperature 1.
     betas: the inverse temperatures at which the tail was measured, ascending.
-    tail_log_mass: float32 [N, len(betas)], log of the sum over the tail of exp(beta * log p); -inf if there is
-        no tail. At beta = 1 it is the log of the tail's probability.
+    tail_log_mass: float32 [N, len(betas)], log of the sum over the tail of exp(beta * log p); -inf if there
+        is no tail. At beta = 1 it is the log of the tail's probability.
     size: V, the number of classes of the head.
     """
 
