@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import os
+import platform
 import shutil
 import signal
 import threading
@@ -89,7 +90,7 @@ class Timeline:
         # With too few units the kill would find nobody at work.
         armed = settings.kill and pending >= 4 * settings.replicas
         self._kill_after = math.ceil(settings.kill_after * pending) if armed else None
-        self._zero = time.time()
+        self._started, self._zero = False, time.time()
 
     @property
     def seconds(self) -> float:
@@ -100,9 +101,11 @@ class Timeline:
         """Takes one event of the engine; a replica to kill now, or None."""
         match event:
             case Started():
-                if not self._alive and not self.units:
-                    self._zero = time.time()
-                self._alive[event.replica] = event
+                if not self._started:
+                    self._started, self._zero = True, time.time()
+                # Only a process of this machine can be killed by its number, and never this one.
+                if event.node == platform.node() and event.pid != os.getpid():
+                    self._alive[event.replica] = event
             case ReplicaLost():
                 self._alive.pop(event.replica, None)
             case Committed():

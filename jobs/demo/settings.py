@@ -24,10 +24,10 @@ class StudentSettings(Config):
     heads: PositiveInt = 4
     """Attention heads."""
 
-    steps: PositiveInt = 240
+    steps: PositiveInt = 480
     """Optimiser steps."""
 
-    batch_rows: PositiveInt = 8
+    batch_rows: PositiveInt = 4
     """Windows of a step."""
 
     learning_rate: PositiveFloat = 1e-2
@@ -52,7 +52,7 @@ class TextSettings(Config):
     teacher: TeacherSettings = TeacherSettings()
     """Tokenizer and teacher."""
 
-    threshold: float = Field(default=0.12, gt=0, lt=1)
+    threshold: float = Field(default=0.1, gt=0, lt=1)
     """λ of the threshold codec: probabilities from it up are stored, the rest is sampled."""
 
     replicas: PositiveInt = 2

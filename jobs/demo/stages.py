@@ -117,7 +117,9 @@ class StepView:
     def line(self) -> str:
         """All of it in one plain line."""
         spent = time.monotonic() - self.began
-        left = spent / self.done * (self.total - self.done) if self.done else None
+        if not self.done:
+            return f"   {self.title}: {self.fact or 'starting'}"
+        left = spent / self.done * (self.total - self.done)
         return f"   {self.title}: {100 * self.done / self.total:.0f} %, {self.fact}, {duration(left)} left"
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
