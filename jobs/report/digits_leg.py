@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from html import escape
 from statistics import mean
 
 from jobs.demo.results import DigitSample, DigitsLeg, DigitsRow
 from jobs.report import figures
-from jobs.report.parts import Column, Group, Row, bar, card, definitions, paragraph, table
-from jobs.report.words import plural, spread
+from jobs.report.parts import Column, Group, Row, bar, card, definitions, paragraph, plain, table
+from jobs.report.words import over_seeds, spread
 from jobs.terminal import count, duration, size
 
 
@@ -87,8 +86,8 @@ def _row(row: DigitsRow, examples: int, largest: float) -> list[str]:
     strong = ("<b>", "</b>") if row.kind == "store" else ("", "")
     share = mean(row.test_errors)
     return [
-        escape(row.teaches),
-        escape(row.name),
+        plain(row.teaches),
+        plain(row.name),
         f"{examples * share:.1f}",
         spread([100 * error for error in row.test_errors], 1).join(strong),
         bar(share / largest if largest else 0, kind),
@@ -102,9 +101,9 @@ def _weights(rows: Sequence[DigitsRow]) -> str:
 def _caption(leg: DigitsLeg) -> str:
     runs = max(len(row.test_errors) for row in leg.table if row.kind == "store")
     return (
-        f"Errors among {leg.test_examples} test digits of one split. Students: mean and standard deviation "
-        f"over {plural(runs, 'seed')} of the weights, the order and the choice of the few labels; all take "
-        "the same steps with the same optimiser. The ensemble's networks: over the networks."
+        f"Errors among {leg.test_examples} test digits of one split. Students: {over_seeds(runs)} of the "
+        "weights, the order and the choice of the few labels; all take the same steps with the same "
+        "optimiser. The ensemble's networks: over the networks."
     )
 
 

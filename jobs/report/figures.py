@@ -155,7 +155,7 @@ def learning_curves(runs: Sequence[StudentRun], teacher: float) -> str:
                 axes.plot(kept, [curve[step] for step in kept], color=color, linewidth=1, alpha=0.45)
             common = [step for step in shown if all(step in curve for curve in curves)]
             mean = [float(np.mean([curve[step] for curve in curves])) for step in common]
-            axes.plot(common, mean, color=color, linewidth=2.5, marker="o", markersize=4)
+            axes.plot(common, mean, color=color, linewidth=2.5, marker="o", markersize=4, clip_on=False)
             ends.append((mean[-1], color, words))
         axes.axhline(teacher, color=TEACHER, linestyle=(0, (4, 3)), linewidth=1.5)
         axes.margins(x=0, y=0.08)
@@ -259,6 +259,7 @@ def entropies(histogram: Sequence[int], mean: float, what: str, name: str) -> st
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g} %"))
         axes.axvline(mean, color=INK, linewidth=1.2, linestyle=(0, (4, 3)))
         axes.set_xlim(0, max(ENTROPY_BIN * len(shares), mean + ENTROPY_BIN))
+        axes.set_ylim(0, 1.15 * max(shares) or 1)  # room for the word above the bars
         right = mean < 0.6 * axes.get_xlim()[1]
         axes.annotate(
             f"mean {mean:.2f}",
@@ -320,6 +321,9 @@ def timeline(labelling: Labelling) -> str:
         if kill is not None:
             for axes in (above, below):
                 axes.axvline(kill.at, color=KILL, linewidth=1.5)
+            for at, name in marks:
+                if name == f"replica {kill.replica}":
+                    below.plot(kill.at, at, marker="x", markersize=11, markeredgewidth=3, color=KILL)
             right = kill.at < 0.6 * end
             above.annotate(
                 f"kill -9 replica {kill.replica}",

@@ -8,7 +8,7 @@ from statistics import mean
 from jobs.demo.results import Labelling, StoreResult, TextLeg
 from jobs.report import figures
 from jobs.report.parts import Column, card, checks, definitions, figure, paragraph, table
-from jobs.report.words import number, plural, spread
+from jobs.report.words import number, over_seeds, plural, spread
 from jobs.terminal import count, duration, size
 
 
@@ -170,8 +170,7 @@ def _students(leg: TextLeg) -> str:
         name: mean([r.seconds for r in leg.students if r.name == name]) for name in ("tokens", "store")
     }
     caption = (
-        "Nats per token on held-out shards; mean and standard deviation over "
-        f"{plural(len(seeds), 'seed')} of weights and order."
+        f"Nats per token on held-out shards; {over_seeds(len(seeds))} of the initial weights and the order."
     )
     rows = [
         ["student from the tokens", f"{spread(tokens, 3)}", "", duration(seconds["tokens"])],

@@ -22,6 +22,11 @@ def spread(values: Sequence[float], places: int) -> str:
     return f"{mean(values):.{places}f} ± {stdev(values):.{places}f}"
 
 
+def over_seeds(seeds: int) -> str:
+    """What a figure is over several runs, for a caption."""
+    return "one seed" if seeds == 1 else f"mean and standard deviation over {seeds} seeds"
+
+
 def plural(count: int, what: str) -> str:
     """'1 shard', '2,000 shards'."""
     return f"{count:,} {what}{'' if count == 1 else 's'}"
