@@ -23,7 +23,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from jobs.demo.results import Bytes, CommittedUnit, DigitSample, Labelling, StudentRun
-from jobs.report.words import number
+from jobs.report.words import number, tick
 
 INK, MUTED, RULE = "#a00001", "#a00002", "#a00003"
 STORE, TOKENS, TEACHER, KILL = "#a00004", "#a00005", "#a00006", "#a00007"
@@ -160,7 +160,7 @@ def learning_curves(runs: Sequence[StudentRun], teacher: float) -> str:
         axes.axhline(teacher, color=TEACHER, linestyle=(0, (4, 3)), linewidth=1.5)
         axes.margins(x=0, y=0.08)
         axes.xaxis.set_major_locator(MaxNLocator(4 if canvas.narrow else 8, integer=True, steps=_STEPS))
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: number(value)))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: tick(value)))
         _label_ends(axes, ends, canvas.narrow)
 
     final = {
@@ -232,7 +232,7 @@ def bytes_per_token(cost: Bytes, codec: str) -> str:
             )
         axes.set_xlim(low, max(sizes) * (12 if canvas.narrow else 2.5))
         axes.xaxis.set_major_locator(LogLocator(100 if canvas.narrow else 10))
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: number(value)))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: tick(value)))
         axes.xaxis.set_minor_locator(NullLocator())
         axes.spines["left"].set_visible(False)
         axes.set_xlabel("bytes per token, logarithmic scale", loc="right")
@@ -295,7 +295,7 @@ def timeline(labelling: Labelling) -> str:
         above.stairs(rates, edges, color=STORE, linewidth=1.5, baseline=None)
         above.set_ylim(0, max(rates, default=1.0) * 1.08)
         above.yaxis.set_major_locator(MaxNLocator(4))
-        above.yaxis.set_major_formatter(FuncFormatter(lambda value, _: number(value)))
+        above.yaxis.set_major_formatter(FuncFormatter(lambda value, _: tick(value)))
         above.tick_params(axis="x", length=0)
         above.spines["bottom"].set_visible(False)
 

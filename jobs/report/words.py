@@ -15,6 +15,11 @@ def number(value: float) -> str:
     return f"{value:.2g}" if abs(value) < 1 else f"{value:.2f}"
 
 
+def tick(value: float) -> str:
+    """A mark of an axis: 20,000,000 as '20 M', else as `number`."""
+    return f"{value / 1e6:g} M" if abs(value) >= 1e6 else number(value)
+
+
 def spread(values: Sequence[float], places: int) -> str:
     """'1.85 ± 0.12': mean and standard deviation (of a sample); of one value, the value."""
     if len(values) < 2:

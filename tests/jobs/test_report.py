@@ -401,7 +401,7 @@ def test_a_browser_shows_it_without_overlaps_or_requests_on_any_screen(tmp_path:
             ("usual", usual.read_text("utf-8")),
             ("crowded", written(tmp_path, crowded(), digits_leg())),
         )
-        for width in (360, 500, 640, 641, 800, 1400)
+        for width in (360, 500, 704, 705, 800, 1400)
     ]
     around = tmp_path / "around.html"
     around.write_text(
