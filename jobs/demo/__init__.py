@@ -23,22 +23,23 @@ def run_demo(output: Path, *, seeds: int = SEEDS, fast: bool = False) -> DemoRes
     seeds: students of each kind and leg. fast: a miniature of everything, in a minute, whose figures show
     nothing but that it runs. A teacher that an earlier run kept in `output` is used again.
     """
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    from jobs.demo.stages import Stages
+    from jobs.terminal import out
+
+    output.mkdir(parents=True, exist_ok=True)
+    stages = Stages(out())
+    stages.open(output)
     from transformers.utils import logging
 
     from jobs.demo.digits import DigitsSettings, run_digits
+    from jobs.demo.digits_table import digits_table
     from jobs.demo.settings import TextSettings, miniature
-    from jobs.demo.stages import Stages
     from jobs.demo.text import run_text
     from jobs.report import write_report
-    from jobs.terminal import out
     from pipeline.engine.ray import RayEngine
 
     logging.disable_progress_bar()
     logging.set_verbosity_error()
-    output.mkdir(parents=True, exist_ok=True)
-    stages = Stages(out())
-    stages.open(output)
 
     stages.part("A language model teaches another through a store")
     text = run_text(output / "text", stages, RayEngine(), seeds, miniature() if fast else TextSettings())
@@ -49,6 +50,7 @@ def run_demo(output: Path, *, seeds: int = SEEDS, fast: bool = False) -> DemoRes
         digits = run_digits(
             output / "digits", small if fast else DigitsSettings(seeds=seeds), lambda line: stages.say(line)
         )
+        stages.table(digits_table(digits))
 
     results = DemoResults(
         version=version("decant-kd"),

@@ -24,7 +24,7 @@ class StudentSettings(Config):
     heads: PositiveInt = 4
     """Attention heads."""
 
-    steps: PositiveInt = 480
+    steps: PositiveInt = 400
     """Optimiser steps."""
 
     batch_rows: PositiveInt = 4
@@ -64,7 +64,7 @@ class TextSettings(Config):
     kill_after: float = Field(default=0.4, gt=0, lt=1)
     """Share of the units after which it is killed."""
 
-    holdout: float = Field(default=0.12, gt=0, lt=1)
+    holdout: float = Field(default=0.08, gt=0, lt=1)
     """Share of the shards that students never see."""
 
     student: StudentSettings = StudentSettings()

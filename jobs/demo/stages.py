@@ -108,19 +108,27 @@ class StepView:
     def __post_init__(self) -> None:
         self.note = ""
         self.messages: list[str] = []
-        self.began = time.monotonic()
+        self._first: tuple[float, float] | None = None
 
     def move(self, done: float, fact: str) -> None:
         """Progress."""
+        if done and self._first is None:
+            self._first = time.monotonic(), done
         self.done, self.fact = done, fact
+
+    def seconds_left(self) -> float | None:
+        """At the mean pace since the first progress; None before the second."""
+        if self._first is None or self.done <= self._first[1]:
+            return None
+        began, before = self._first
+        return (time.monotonic() - began) / (self.done - before) * (self.total - self.done)
 
     def line(self) -> str:
         """All of it in one plain line."""
-        spent = time.monotonic() - self.began
         if not self.done:
             return f"   {self.title}: {self.fact or 'starting'}"
-        left = spent / self.done * (self.total - self.done)
-        return f"   {self.title}: {100 * self.done / self.total:.0f} %, {self.fact}, {duration(left)} left"
+        left = duration(self.seconds_left())
+        return f"   {self.title}: {100 * self.done / self.total:.0f} %, {self.fact}, {left} left"
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         bar = ProgressBar(total=self.total, completed=self.done, width=min(options.max_width - INDENT, 72))

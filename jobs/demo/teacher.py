@@ -33,6 +33,9 @@ Precision = Literal["float32", "bfloat16"]
 END = "<|endoftext|>"
 """Stands between two files while the teacher learns; no view contains it."""
 
+TRIALS, TRIAL_SECONDS = 8, 1.5
+"""Steps, or seconds, that a choice of threads and precision is tried for."""
+
 RECORD = "decant-demo.json"
 """What the directory says about its training."""
 
@@ -64,7 +67,7 @@ class TeacherSettings(Config):
     steps: PositiveInt = 1600
     """Optimiser steps at most."""
 
-    seconds: PositiveFloat = 80.0
+    seconds: PositiveFloat = 75.0
     """Time at most: on a slow machine the teacher takes fewer steps and the learning rate falls faster."""
 
     matrix_rate: PositiveFloat = 0.02
@@ -110,9 +113,10 @@ Progress = Callable[[float, str], None]
 
 
 def directory(cache: Path, part: Part, settings: TeacherSettings) -> Path:
-    """Where the teacher of these settings and sources is kept: its name is a hash of both."""
+    """Where the teacher of these settings and sources is kept: its name is a hash of both, and of what its
+    record holds, so that no other release's record is read."""
     files = [[str(path), path.stat().st_size] for path in part.paths]
-    content = json.dumps([settings.model_dump(), files])
+    content = json.dumps([settings.model_dump(), files, sorted(Trained.model_fields)])
     return cache / f"teacher-{hashlib.blake2b(content.encode(), digest_size=8).hexdigest()}"
 
 
@@ -252,8 +256,8 @@ def _fastest(
     for threads in sorted({1, most}):
         torch.set_num_threads(threads)
         for precision in precisions:
-            times = []
-            for _ in range(6):
+            times: list[float] = []
+            while len(times) < 2 or (len(times) < TRIALS and sum(times) < TRIAL_SECONDS):
                 began = time.perf_counter()
                 _gradients(model, rows, precision)
                 times.append(time.perf_counter() - began)

@@ -103,8 +103,9 @@ def _teacher(
     with stages.stage(
         "Train a teacher",
         "Any transformers directory would do; this one is made here so that nothing is downloaded: a "
-        f"byte-level BPE tokenizer of {count(wanted.vocabulary)} tokens, and a Llama of {wanted.layers} "
-        f"layers and width {wanted.width}, its matrices trained by Muon. Both are kept for the next run.",
+        f"byte-level BPE tokenizer of {count(wanted.vocabulary)} tokens, and a Llama of "
+        f"{plural(wanted.layers, 'layer')} and width {wanted.width}, its matrices trained by Muon. Both are "
+        "kept for the next run.",
     ):
         texts = teacher.read(found.teacher)
         tokenizer = teacher.train_tokenizer(texts, wanted.vocabulary)

@@ -355,4 +355,4 @@ def _cause_of_death(error: Exception) -> str:
     text = str(error)
     _, found, detail = text.partition("Worker exit detail: ")
     lines = (detail if found else text).strip().splitlines() or [type(error).__name__]
-    return lines[0][:300]
+    return lines[0].partition(". Some common causes")[0][:300]
