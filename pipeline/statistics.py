@@ -81,11 +81,16 @@ def distribution(
     with torch.inference_mode():
         if labels is not None:
             logits, labels = logits[::STRIDE], labels[::STRIDE]
-        log_p = torch.log_softmax(logits.float(), dim=-1)
-        entropy = torch.special.entr(log_p.exp()).sum(dim=-1)
+        z = logits.float()
+        p = torch.softmax(z, dim=-1)
+        # H = lse - sum p z, and lse = z - log p of the likeliest class: no pass of logarithms.
+        lse = z.amax(dim=-1) - p.amax(dim=-1).log()
+        entropy = lse - torch.linalg.vecdot(p, z)
+        if not bool(entropy.isfinite().all()):  # a class that the teacher excludes: 0 * -inf
+            entropy = lse - (p * z).nansum(dim=-1)
         numbers = [entropy]
         if labels is not None:
             at = torch.from_numpy(labels.astype(np.int64)).to(logits.device)[:, None]
-            numbers.append(-log_p.gather(1, at)[:, 0])
+            numbers.append(lse - z.gather(1, at)[:, 0])
         measured = torch.stack(numbers).double().cpu().numpy()
     return measured[0].clip(min=0.0), measured[1] if labels is not None else None

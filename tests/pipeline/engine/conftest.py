@@ -11,7 +11,7 @@ from pipeline.targets.store import Store
 
 @pytest.fixture
 def whole() -> Callable[[Store], None]:
-    """Asserts that every unit is committed, every shard verifies, every view of every record is there once."""
+    """Asserts that all units are committed, all shards verify, and every view is there exactly once."""
 
     def check(store: Store) -> None:
         verification = store.verify()
