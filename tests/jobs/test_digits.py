@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from statistics import mean
 
@@ -160,7 +161,9 @@ def test_samples_are_digits_with_distributions_the_unsure_ones_last(ran: tuple[P
     for sample in leg.samples:
         assert len(sample.pixels) == 64
         assert sum(sample.probabilities) == pytest.approx(1, abs=1e-5)
-    assert max(leg.samples[6].probabilities) <= min(max(sample.probabilities) for sample in leg.samples[:6])
+    entropies = [-sum(p * math.log(p) for p in sample.probabilities if p > 0) for sample in leg.samples]
+    assert entropies[6:] == sorted(entropies[6:], reverse=True)
+    assert sum(entropies[6:]) > sum(entropies[:6])
 
 
 def test_running_again_starts_anew_and_all_that_labels_teach_is_the_same(ran: tuple[Path, DigitsLeg]) -> None:
