@@ -57,11 +57,15 @@ def load(test_share: float, seed: int) -> Digits:
 
 def few(labels: Labels, share: float, seed: int) -> npt.NDArray[np.int64]:
     """Indices of a share of the labels, at least one of every class, with the mix of classes of the whole."""
-    count = max(len(np.unique(labels)), round(share * len(labels)))
-    if count == len(labels):
-        return np.arange(count)
-    chosen, _ = train_test_split(np.arange(len(labels)), train_size=count, stratify=labels, random_state=seed)
-    return np.sort(chosen)
+    classes = np.unique(labels)
+    count = max(len(classes), round(share * len(labels)))
+    order = np.random.default_rng(seed).permutation(len(labels))
+    place = np.empty(len(labels))
+    for one in classes:
+        members = order[labels[order] == one]
+        place[members] = np.arange(len(members)) / len(members)
+    # By their place within their class: the first of every class, then evenly from all.
+    return np.sort(order[np.argsort(place[order], kind="stable")[:count]])
 
 
 def jittered(images: Images, count: int, jitter: Jitter, seed: int) -> tuple[Images, npt.NDArray[np.int64]]:
