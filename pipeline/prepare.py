@@ -5,10 +5,11 @@ It knows how corpus, views, teacher and store must fit together. It labels nothi
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING
 
 from pipeline.targets.codecs import Codec
-from pipeline.targets.errors import ConfigError, SpecMismatch
+from pipeline.targets.errors import ConfigError, PlannedMeanwhile, SpecMismatch
 from pipeline.targets.spec import Head, Spec, Vocabulary
 from pipeline.targets.store import Store
 from pipeline.targets.strict import nearest
@@ -27,11 +28,13 @@ def prepare(job: LabelJob) -> Store:
     """
     spec = specify(job, job.views.load(), job.teacher.load())
     store = Store.create(job.store.url, spec, job.store.options)
-    planned = {part.url: part.fingerprint for unit in store.planned() for part in unit.slices}
     # Without the options: they may hold credentials.
     corpus = job.corpus.model_dump(mode="json", exclude={"options"})
-    store.write_plan(job.corpus.units(planned), corpus)
-    return store
+    while True:
+        planned = {part.url: part.fingerprint for unit in store.planned() for part in unit.slices}
+        with contextlib.suppress(PlannedMeanwhile):
+            store.write_plan(job.corpus.units(planned), corpus)
+            return store
 
 
 def specify(job: LabelJob, renderer: Renderer, teacher: Teacher) -> Spec:

@@ -43,6 +43,10 @@ class StorageError(DecantError):
     """The store's storage refused or failed: full, read-only, unreachable, no honest put-if-absent."""
 
 
+class PlannedMeanwhile(StorageError):
+    """Another process has planned some of the same files since the plan was read: cut what is left anew."""
+
+
 class CorruptShard(DecantError):
     """A shard whose bytes are not those that were committed, or that does not decode."""
 

@@ -19,13 +19,13 @@ from typing import TYPE_CHECKING, Any
 from pipeline.targets import plan
 from pipeline.targets.commit import Commit, commit_name
 from pipeline.targets.containers import parquet
-from pipeline.targets.errors import CorruptShard, SpecMismatch, UserError
+from pipeline.targets.errors import CorruptShard, PlannedMeanwhile, SpecMismatch, UserError
 from pipeline.targets.manifest import Manifest, manifest_name
 from pipeline.targets.rows import Rows
 from pipeline.targets.spec import Spec, differences
 from pipeline.targets.storage import TEMPORARY, Storage
 from pipeline.targets.strict import build
-from pipeline.targets.unit import Quarantined, Unit
+from pipeline.targets.unit import Quarantined, Slice, Unit
 from pipeline.targets.writer import ShardWriter
 
 if TYPE_CHECKING:
@@ -88,19 +88,41 @@ class Store:
         """Add the units that no earlier plan has, as a new generation; how many those were.
 
         corpus: its description, kept in the plan. The units are read once, in a stream; only ids are held.
+        Raises PlannedMeanwhile when another process plans at the same time and cuts the same files otherwise.
         """
         known: set[str] = set()
+        rivals: dict[str, list[Slice]] = {}
         source: Iterable[tuple[str, Unit]] = ((unit.id, unit) for unit in units)
         while True:
             number = max(map(plan.generation_of, self._plan_names()), default=0) + 1
             for generation in self._generations():
                 known.update(generation.ids())
-            data, count = plan.encode(_new(source, known), corpus)
+            data, count = plan.encode(self._unrivalled(_new(source, known), rivals), corpus)
             if not count or self.storage.put_if_absent(plan.plan_name(number), data):
                 return count
             # Another process planned at the same time: what it planned is not ours to plan again.
             known.clear()
+            with self.storage.open(plan.plan_name(number)) as file:
+                theirs = plan.PlanFile(file, plan.plan_name(number)).units()
+                for part in (part for _, unit in theirs for part in unit.slices):
+                    rivals.setdefault(part.url, []).append(part)
             source = plan.PlanFile(io.BytesIO(data), "at hand").units()
+
+    def _unrivalled(
+        self, units: Iterable[tuple[str, Unit]], rivals: Mapping[str, Sequence[Slice]]
+    ) -> Iterator[tuple[str, Unit]]:
+        """The units as they are. Raises PlannedMeanwhile for one with records that a rival has planned.
+
+        rivals: by url, all that they planned of it.
+        """
+        for name, unit in units:
+            for part in unit.slices:
+                others = rivals.get(part.url, ())
+                if any(part.start < other.stop and other.start < part.stop for other in others):
+                    raise PlannedMeanwhile(
+                        f"another process has just planned {part.url} into {self.url}: plan again"
+                    )
+            yield name, unit
 
     def planned(self) -> Iterator[Unit]:
         """All units of all generations, in the order of planning, streamed."""

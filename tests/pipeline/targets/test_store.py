@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
 import threading
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -13,8 +15,9 @@ import pytest
 
 from pipeline.targets import Commit, Quarantined, Rows, Spec, Storage, Store
 from pipeline.targets.codecs import Dense, Threshold, TopK
-from pipeline.targets.errors import SpecMismatch, UserError
+from pipeline.targets.errors import PlannedMeanwhile, SpecMismatch, UserError
 from pipeline.targets.manifest import manifest_name
+from pipeline.targets.unit import Slice, Unit
 
 Place = tuple[str, dict[str, Any]]
 
@@ -184,6 +187,22 @@ def test_two_that_plan_at_once_plan_each_unit_once(store: Store, place: Place, k
         added = sum(pool.map(plan, range(4)))
     planned = [unit.id for unit in store.planned()]
     assert added == len(planned) == len(set(planned)) == 40
+
+
+def test_who_cuts_a_file_otherwise_than_another_planner_is_told_to_plan_anew(
+    store: Store, place: Place, kit: Any
+) -> None:
+    (whole,) = kit.make_units(1)
+    part = whole.slices[0]
+    rival = Unit((part, Slice("late.txt", 0, 1, 1, "1")), 2)
+
+    def overtaken() -> Iterator[Unit]:
+        again(store, place).write_plan([rival], {"kind": "text"})
+        yield whole
+
+    with pytest.raises(PlannedMeanwhile, match=re.escape(part.url)):
+        store.write_plan(overtaken(), {"kind": "text"})
+    assert list(store.planned()) == [rival]
 
 
 def test_an_attempt_that_lost_returns_the_winners_record(store: Store, place: Place, kit: Any) -> None:
