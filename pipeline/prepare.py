@@ -31,9 +31,10 @@ def prepare(job: LabelJob) -> Store:
     # Without the options: they may hold credentials.
     corpus = job.corpus.model_dump(mode="json", exclude={"options"})
     while True:
+        latest = store.generation()
         planned = {part.url: part.fingerprint for unit in store.planned() for part in unit.slices}
         with contextlib.suppress(PlannedMeanwhile):
-            store.write_plan(job.corpus.units(planned), corpus)
+            store.write_plan(job.corpus.units(planned), corpus, latest)
             return store
 
 

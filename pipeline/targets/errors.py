@@ -44,7 +44,7 @@ class StorageError(DecantError):
 
 
 class PlannedMeanwhile(StorageError):
-    """Another process has planned some of the same files since the plan was read: cut what is left anew."""
+    """Another process has added to the plan since it was read: cut what is left anew."""
 
 
 class CorruptShard(DecantError):

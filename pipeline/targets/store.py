@@ -8,7 +8,6 @@ out in `containers`, what rows mean is in `rows`. docs/format.md says all of it 
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import re
 import time
@@ -25,7 +24,7 @@ from pipeline.targets.rows import Rows
 from pipeline.targets.spec import Spec, differences
 from pipeline.targets.storage import TEMPORARY, Storage
 from pipeline.targets.strict import build
-from pipeline.targets.unit import Quarantined, Slice, Unit
+from pipeline.targets.unit import Quarantined, Unit
 from pipeline.targets.writer import ShardWriter
 
 if TYPE_CHECKING:
@@ -84,45 +83,24 @@ class Store:
 
     # The plan
 
-    def write_plan(self, units: Iterable[Unit], corpus: Mapping[str, Any]) -> int:
-        """Add the units that no earlier plan has, as a new generation; how many those were.
+    def generation(self) -> int:
+        """The number of the latest plan, 0 when nothing is planned. For `write_plan`."""
+        return max(map(plan.generation_of, self._plan_names()), default=0)
+
+    def write_plan(self, units: Iterable[Unit], corpus: Mapping[str, Any], after: int) -> int:
+        """Add the units that no earlier plan has, as the generation that follows `after`; how many they are.
 
         corpus: its description, kept in the plan. The units are read once, in a stream; only ids are held.
-        Raises PlannedMeanwhile when another process plans at the same time and cuts the same files otherwise.
+        after: the `generation` that was the latest when the units were cut. Raises PlannedMeanwhile when
+        there is a later one, for what it planned is not to be planned again: cut what is left anew.
         """
         known: set[str] = set()
-        rivals: dict[str, list[Slice]] = {}
-        source: Iterable[tuple[str, Unit]] = ((unit.id, unit) for unit in units)
-        while True:
-            number = max(map(plan.generation_of, self._plan_names()), default=0) + 1
-            for generation in self._generations():
-                known.update(generation.ids())
-            data, count = plan.encode(self._unrivalled(_new(source, known), rivals), corpus)
-            if not count or self.storage.put_if_absent(plan.plan_name(number), data):
-                return count
-            # Another process planned at the same time: what it planned is not ours to plan again.
-            known.clear()
-            with self.storage.open(plan.plan_name(number)) as file:
-                theirs = plan.PlanFile(file, plan.plan_name(number)).units()
-                for part in (part for _, unit in theirs for part in unit.slices):
-                    rivals.setdefault(part.url, []).append(part)
-            source = plan.PlanFile(io.BytesIO(data), "at hand").units()
-
-    def _unrivalled(
-        self, units: Iterable[tuple[str, Unit]], rivals: Mapping[str, Sequence[Slice]]
-    ) -> Iterator[tuple[str, Unit]]:
-        """The units as they are. Raises PlannedMeanwhile for one with records that a rival has planned.
-
-        rivals: by url, all that they planned of it.
-        """
-        for name, unit in units:
-            for part in unit.slices:
-                others = rivals.get(part.url, ())
-                if any(part.start < other.stop and other.start < part.stop for other in others):
-                    raise PlannedMeanwhile(
-                        f"another process has just planned {part.url} into {self.url}: plan again"
-                    )
-            yield name, unit
+        for earlier in self._generations():
+            known.update(earlier.ids())
+        data, count = plan.encode(_new(((unit.id, unit) for unit in units), known), corpus)
+        if count and not self.storage.put_if_absent(plan.plan_name(after + 1), data):
+            raise PlannedMeanwhile(f"another process has just planned into {self.url}: plan again")
+        return count
 
     def planned(self) -> Iterator[Unit]:
         """All units of all generations, in the order of planning, streamed."""

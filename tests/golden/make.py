@@ -102,7 +102,7 @@ def make(folder: Path, codec: Codec) -> None:
     spec = _spec(codec)
     store = Store.create(str(folder / "store"), spec)
     units = [Unit((Slice("/corpus/ä.txt", i, i + 1, 99, "1700000000"),), 1) for i in range(3)]
-    store.write_plan(units, {"kind": "golden"})
+    store.write_plan(units, {"kind": "golden"}, store.generation())
     for number, unit in enumerate(units[:2]):
         with store.writer(unit.id) as writer:
             writer.write(_rows(spec, number))

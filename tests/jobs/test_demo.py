@@ -154,7 +154,7 @@ def test_records_that_are_there_twice_are_counted_as_doubled(job: LabelJob) -> N
     store = labelled(job)
     # The same files, cut into other units: what a plan never does.
     other = job.model_copy(update={"corpus": TextFiles(urls=job.corpus.urls, unit_bytes=10**6)})
-    store.write_plan(other.corpus.units(), {})
+    store.write_plan(other.corpus.units(), {}, store.generation())
     for _ in Local().run(other, store.pending(), threading.Event()):
         pass
     assert account(job, store).doubled == 9

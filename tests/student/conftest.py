@@ -75,7 +75,7 @@ def token_store(tmp_path: Path) -> MakeStore:
         store = Store.create(url, spec)
         table = np.random.default_rng(0).normal(0, 2, (vocabulary, vocabulary)).astype(np.float32)
         units = [unit_of(s, n) for s, n in enumerate(shards)]
-        store.write_plan(units, {"kind": "test", "fingerprint": "c"})
+        store.write_plan(units, {"kind": "test", "fingerprint": "c"}, store.generation())
         for s, (unit, n) in enumerate(zip(units, shards, strict=True)):
             rng = np.random.default_rng([s, n])
             sizes = rng.integers(lengths[0], lengths[1] + 1, n)

@@ -183,7 +183,7 @@ def test_a_commit_record_that_is_no_record_is_refused_by_name(store: Store, kit:
 
 def test_a_damaged_manifest_or_plan_is_a_sentence_and_not_a_smaller_store(store: Store, kit: Any) -> None:
     units = kit.make_units(50)
-    store.write_plan(units, {"kind": "text"})
+    store.write_plan(units, {"kind": "text"}, store.generation())
     for unit in units[:3]:
         kit.label(store, unit.id)
     store.compact()
@@ -269,7 +269,7 @@ def test_wrong_counts_in_a_commit_record_are_found(store: Store, kit: Any) -> No
 def test_a_full_disk_damages_nothing_and_labelling_goes_on_afterwards(tiny_disk: Path, kit: Any) -> None:
     store = Store.create(str(tiny_disk / "store"), kit.text_spec())
     units = kit.make_units(200)
-    store.write_plan(units, {"kind": "text"})
+    store.write_plan(units, {"kind": "text"}, store.generation())
     committed = []
 
     def fill() -> None:

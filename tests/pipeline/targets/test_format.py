@@ -104,7 +104,7 @@ def test_the_documented_fingerprints_and_ids_are_the_stores(tmp_path: Path, kit:
 
 def test_every_file_of_a_store_is_in_the_documentation(tmp_path: Path, kit: Any) -> None:
     store = Store.create(str(tmp_path / "store"), kit.text_spec())
-    store.write_plan(kit.make_units(2), {"kind": "text"})
+    store.write_plan(kit.make_units(2), {"kind": "text"}, store.generation())
     kit.label(store, kit.make_units(1)[0].id)
     store.compact()
     commit = kit.label(store, kit.make_units(2)[1].id)

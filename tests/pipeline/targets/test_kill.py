@@ -78,7 +78,7 @@ def test_killed_at_any_step_nothing_is_lost_or_doubled(tmp_path: Path, kit: Any)
     while not ran_through:
         number += 1
         store = Store.create(str(tmp_path / f"{number}"), kit.text_spec())
-        store.write_plan(kit.make_units(2), {"kind": "text"})
+        store.write_plan(kit.make_units(2), {"kind": "text"}, store.generation())
         log = tmp_path / f"{number}.log"
         child = os.fork()
         if child == 0:
@@ -122,7 +122,7 @@ def kill_at_random(tmp_path: Path, kit: Any, kills: int) -> None:
     while kills > 0:
         rounds += 1
         store = Store.create(str(tmp_path / f"{rounds}"), kit.text_spec())
-        store.write_plan(kit.make_units(UNITS), {"kind": "text"})
+        store.write_plan(kit.make_units(UNITS), {"kind": "text"}, store.generation())
         acknowledged: list[str] = []
         while kills > 0 and any(True for _ in store.pending()):
             command = [sys.executable, "-c", JOB, store.url, str(here.parent / "conftest.py"), str(here)]

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-import re
 import threading
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -17,7 +16,6 @@ from pipeline.targets import Commit, Quarantined, Rows, Spec, Storage, Store
 from pipeline.targets.codecs import Dense, Threshold, TopK
 from pipeline.targets.errors import PlannedMeanwhile, SpecMismatch, UserError
 from pipeline.targets.manifest import manifest_name
-from pipeline.targets.unit import Slice, Unit
 
 Place = tuple[str, dict[str, Any]]
 
@@ -153,7 +151,7 @@ def test_equal_rows_give_equal_bytes_however_they_are_cut(store: Store, kit: Any
 
 def test_a_resumed_job_gets_what_is_not_committed_in_plan_order(store: Store, place: Place, kit: Any) -> None:
     units = kit.make_units(9)
-    assert store.write_plan(units, {"kind": "text"}) == 9
+    assert store.write_plan(units, {"kind": "text"}, store.generation()) == 9
     for unit in units[::3]:
         kit.label(store, unit.id)
     store.compact()
@@ -166,43 +164,43 @@ def test_a_resumed_job_gets_what_is_not_committed_in_plan_order(store: Store, pl
 
 def test_planning_again_adds_only_what_is_new(store: Store, place: Place, kit: Any) -> None:
     old, new = kit.make_units(5), kit.make_units(3, "grown")
-    assert store.write_plan(old, {"kind": "text", "urls": ["a"]}) == 5
-    assert store.write_plan(iter(old), {"kind": "text", "urls": ["a"]}) == 0
-    assert store.write_plan([*new, *old, *new], {"kind": "text", "urls": ["a", "b"]}) == 3
+    assert store.write_plan(old, {"kind": "text", "urls": ["a"]}, store.generation()) == 5
+    assert store.write_plan(iter(old), {"kind": "text", "urls": ["a"]}, store.generation()) == 0
+    assert store.write_plan([*new, *old, *new], {"kind": "text", "urls": ["a", "b"]}, store.generation()) == 3
     other = again(store, place)
     assert list(other.planned()) == [*old, *new]
     assert other.planned_count() == 8
     assert names(store, "plan/") == ["plan/000001.parquet", "plan/000002.parquet"]
 
 
-def test_two_that_plan_at_once_plan_each_unit_once(store: Store, place: Place, kit: Any) -> None:
+def test_of_two_that_plan_at_once_one_is_told_to_plan_anew(store: Store, place: Place, kit: Any) -> None:
     units = kit.make_units(40)
     barrier = threading.Barrier(4)
 
     def plan(part: int) -> int:
+        mine = again(store, place)
+        tries = 0
         barrier.wait()
-        return again(store, place).write_plan(units[part * 8 : part * 8 + 16], {"kind": "text"})
+        while True:
+            latest = mine.generation()
+            tries += 1
+            with contextlib.suppress(PlannedMeanwhile):
+                mine.write_plan(units[part * 8 : part * 8 + 16], {"kind": "text"}, latest)
+                return tries
 
     with ThreadPoolExecutor(4) as pool:
-        added = sum(pool.map(plan, range(4)))
+        list(pool.map(plan, range(4)))
     planned = [unit.id for unit in store.planned()]
-    assert added == len(planned) == len(set(planned)) == 40
+    assert len(planned) == len(set(planned)) == 40
 
 
-def test_who_cuts_a_file_otherwise_than_another_planner_is_told_to_plan_anew(
-    store: Store, place: Place, kit: Any
-) -> None:
-    (whole,) = kit.make_units(1)
-    part = whole.slices[0]
-    rival = Unit((part, Slice("late.txt", 0, 1, 1, "1")), 2)
-
-    def overtaken() -> Iterator[Unit]:
-        again(store, place).write_plan([rival], {"kind": "text"})
-        yield whole
-
-    with pytest.raises(PlannedMeanwhile, match=re.escape(part.url)):
-        store.write_plan(overtaken(), {"kind": "text"})
-    assert list(store.planned()) == [rival]
+def test_a_plan_cut_before_another_was_written_is_refused(store: Store, place: Place, kit: Any) -> None:
+    ours, theirs = kit.make_units(1), kit.make_units(1, "grown")
+    latest = store.generation()
+    again(store, place).write_plan(theirs, {"kind": "text"}, latest)
+    with pytest.raises(PlannedMeanwhile, match="plan again"):
+        store.write_plan(ours, {"kind": "text"}, latest)
+    assert list(store.planned()) == theirs
 
 
 def test_an_attempt_that_lost_returns_the_winners_record(store: Store, place: Place, kit: Any) -> None:
@@ -284,7 +282,7 @@ def test_reading_and_compacting_and_committing_at_once_keeps_one_of_each(
     store: Store, place: Place, kit: Any
 ) -> None:
     units = kit.make_units(10)
-    store.write_plan(units, {"kind": "text"})
+    store.write_plan(units, {"kind": "text"}, store.generation())
     done = threading.Event()
     acknowledged: list[str] = []
 
@@ -365,7 +363,7 @@ def test_gc_spares_what_is_committed_while_it_lists(
 
 def test_a_discarded_unit_is_labelled_again(store: Store, place: Place, kit: Any) -> None:
     units = kit.make_units(4)
-    store.write_plan(units, {"kind": "text"})
+    store.write_plan(units, {"kind": "text"}, store.generation())
     for unit in units:
         kit.label(store, unit.id)
         if unit == units[1]:
@@ -380,7 +378,7 @@ def test_a_discarded_unit_is_labelled_again(store: Store, place: Place, kit: Any
 
 def test_credentials_are_nowhere_in_a_store(s3_bucket_url: Place, kit: Any) -> None:
     store = Store.create(s3_bucket_url[0], kit.text_spec(), s3_bucket_url[1])
-    store.write_plan(kit.make_units(2), {"kind": "text"})
+    store.write_plan(kit.make_units(2), {"kind": "text"}, store.generation())
     kit.label(store, kit.make_units(1)[0].id)
     kit.label(store, kit.make_units(2)[1].id)
     store.compact()
@@ -396,7 +394,7 @@ def plan_and_iterate(store: Store, kit: Any, count: int) -> None:
         for start in range(0, count, 1000):
             yield from kit.make_units(1000, f"corpus-{start}")
 
-    assert store.write_plan(units(), {"kind": "text"}) == count
+    assert store.write_plan(units(), {"kind": "text"}, store.generation()) == count
     assert store.planned_count() == count
     assert all(a == b for a, b in zip(store.planned(), units(), strict=True))
     assert sum(1 for _ in store.pending()) == count
