@@ -30,8 +30,8 @@ class StudentSettings(Config):
     batch_rows: PositiveInt = 4
     """Windows of a step."""
 
-    learning_rate: PositiveFloat = 1e-2
-    """Its peak: the best of the same grid for both students."""
+    learning_rate: PositiveFloat = 2e-3
+    """Its peak: of 1.5e-3 to 2e-2, over two or three seeds, the best for either student."""
 
     evaluations: PositiveInt = 5
     """How often each is evaluated on the held-out shards."""
@@ -46,7 +46,7 @@ class TextSettings(Config):
     labelled_bytes: PositiveInt = 2_400_000
     """Other sources, that the teacher labels."""
 
-    unit_bytes: PositiveInt = 48_000
+    unit_bytes: PositiveInt = 32_000
     """Sources of a unit, which becomes a shard."""
 
     teacher: TeacherSettings = TeacherSettings()
@@ -64,7 +64,7 @@ class TextSettings(Config):
     kill_after: float = Field(default=0.4, gt=0, lt=1)
     """Share of the units after which it is killed."""
 
-    holdout: float = Field(default=0.08, gt=0, lt=1)
+    holdout: float = Field(default=0.1, gt=0, lt=1)
     """Share of the shards that students never see."""
 
     student: StudentSettings = StudentSettings()
