@@ -11,6 +11,7 @@ import math
 import os
 import platform
 import signal
+import socket
 import threading
 import time
 from collections.abc import Generator, Iterable, Iterator
@@ -37,6 +38,9 @@ if TYPE_CHECKING:
 
 POLL_SECONDS = 0.5
 """How often the loop looks at the clock and at `stop` while no replica has news."""
+
+CONNECT_SECONDS = 10.0
+"""How long a cluster may take to accept a connection."""
 
 OBJECT_STORE_BYTES = 100_000_000
 """Of a Ray started here. Units and commit records are small; nothing large goes through it."""
@@ -315,8 +319,9 @@ def _connect(config: LabelConfig) -> bool:
     try:
         if config.address is not None:
             try:
+                _knock(config.address)
                 ray.init(config.address, **quiet)
-            except (ConnectionError, ValueError, RuntimeError) as error:
+            except (OSError, ValueError, RuntimeError) as error:
                 raise ConfigError(
                     f"label.address: no Ray cluster answers at {config.address!r} ({sentence(error)})"
                 ) from error
@@ -342,6 +347,13 @@ def _connect(config: LabelConfig) -> bool:
             for number, handler in handlers.items():
                 if handler is not None:
                     signal.signal(number, handler)
+
+
+def _knock(address: str) -> None:
+    """Raises OSError when nothing listens at host:port; Ray itself would go on trying for many minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if host and port.isdigit():
+        socket.create_connection((host, int(port)), CONNECT_SECONDS).close()
 
 
 def _kill(member: _Member) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -324,3 +326,41 @@ def test_the_engine_leaves_a_ray_that_it_did_not_start(on_ray: Engine, make_job:
     job = make_job(label=small())
     drive(on_ray, job, prepare(job))
     assert ray.is_initialized()
+
+
+CONNECT = """
+import sys, threading
+from pipeline.engine.ray import RayEngine
+from pipeline.job import LabelJob
+from pipeline.targets.store import Store
+job = LabelJob.model_validate_json(open(sys.argv[1]).read())
+for event in RayEngine().run(job, Store.open(job.store.url).pending(), threading.Event()):
+    pass
+"""
+
+
+@pytest.mark.slow
+def test_a_cluster_at_an_address_is_used_and_left_running(
+    on_ray: Engine, make_job: MakeJob, whole: Whole, tmp_path: Path
+) -> None:
+    import ray
+
+    address = ray.get_runtime_context().gcs_address
+    job = make_job(label=small() | {"engine": "ray", "address": address})
+    store = prepare(job)
+    path = tmp_path / "job.json"
+    path.write_text(job.model_dump_json())
+    subprocess.run([sys.executable, "-c", CONNECT, str(path)], check=True)
+    whole(store)
+    assert ray.get(ray.remote(lambda: 7).remote()) == 7
+
+
+@pytest.mark.slow
+def test_no_cluster_at_an_address_is_said_in_one_sentence(make_job: MakeJob, tmp_path: Path) -> None:
+    job = make_job(label=small() | {"engine": "ray", "address": "127.0.0.1:9"})
+    prepare(job)
+    path = tmp_path / "job.json"
+    path.write_text(job.model_dump_json())
+    ended = subprocess.run([sys.executable, "-c", CONNECT, str(path)], capture_output=True, text=True)
+    assert ended.returncode != 0
+    assert "ConfigError: label.address: no Ray cluster answers at '127.0.0.1:9'" in ended.stderr
