@@ -6,6 +6,7 @@ It knows how corpus, views, teacher and store must fit together. It labels nothi
 from __future__ import annotations
 
 import contextlib
+import gc
 from typing import TYPE_CHECKING
 
 from pipeline.targets.codecs import Codec
@@ -27,6 +28,7 @@ def prepare(job: LabelJob) -> Store:
     wrong with a job shows here, before anything is labelled.
     """
     spec = specify(job, job.views.load(), job.teacher.load())
+    _free_memory()
     store = Store.create(job.store.url, spec, job.store.options)
     # Without the options: they may hold credentials.
     corpus = job.corpus.model_dump(mode="json", exclude={"options"})
@@ -67,6 +69,14 @@ def specify(job: LabelJob, renderer: Renderer, teacher: Teacher) -> Spec:
         seed=job.store.seed,
         vocabulary=_vocabulary(renderer.vocabulary, sequences),
     )
+
+
+def _free_memory() -> None:
+    """What the teacher took of an accelerator is given back: the replica that labels may need all of it."""
+    import torch
+
+    gc.collect()
+    torch.cuda.empty_cache()  # does nothing in a process that has not used CUDA
 
 
 def _head(name: str, output: Output, codec: Codec) -> Head:
