@@ -224,6 +224,27 @@ def test_statistics_are_of_the_targets(make_job: MakeJob) -> None:
     assert commit.started <= commit.finished
 
 
+def test_a_text_has_one_target_a_window_when_the_teacher_says_one(make_job: MakeJob) -> None:
+    job = make_job(teacher={"positions": "single"}, heads={"logits": DENSE})
+    store = label_all(job)
+    rows, teacher = rows_of(store), FakeTeacher(Fake(size=128, positions="single"))
+    logits, tokens = rows.decode("logits").logits, tokens_of(rows)  # type: ignore[union-attr]
+    np.testing.assert_array_equal(logits, [teacher.logits(tokens[i]) for i in range(len(rows))])
+    assert sum(commit.targets for commit in store.commits()) == len(rows)
+    assert all("logits.label_nll" not in commit.statistics for commit in store.commits())
+
+
+def test_an_object_store_gets_the_same_bytes_as_a_directory(
+    make_job: MakeJob, s3_bucket_url: tuple[str, dict[str, Any]]
+) -> None:
+    url, options = s3_bucket_url
+    local = make_job()
+    target = local.store.model_copy(update={"url": url, "options": options})
+    here, there = label_all(local), label_all(local.model_copy(update={"store": target}))
+    ours = {commit.unit: commit.shard_sha256 for commit in here.commits()}
+    assert {commit.unit: commit.shard_sha256 for commit in there.commits()} == ours
+
+
 class TwoHeads(torch.nn.Module):
     """An array and its negative, doubled, as logits."""
 
