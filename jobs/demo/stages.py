@@ -51,7 +51,7 @@ class Stages:
         self.say(str(report.resolve()), "bold")
         self.console.print("What to try next:")
         for command, what in (
-            (f"decant inspect {store}", "the store, and what the teacher said of real code"),
+            (f"decant inspect {job}", "the store, and what the teacher said of real code"),
             (f"decant verify {store}", "every checksum again"),
             (f"decant train {job} train.steps=1000", "a student of your own from the same store"),
             ("decant config example text > job.yaml", "a job file for your corpus and your teacher"),
