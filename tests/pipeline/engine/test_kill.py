@@ -129,15 +129,19 @@ def labelling(job: LabelJob, folder: Path) -> Iterator[subprocess.Popen[str]]:
 
 
 def in_session(leader: int) -> list[int]:
-    """Processes of the session that this process once led."""
+    """Processes of the session that this process once led, but for Ray's idle agents: they look for their
+    node only once a minute, and then end by themselves.
+    """
     found = []
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
             try:
                 fields = (entry / "stat").read_text().rpartition(")")[2].split()
+                command = (entry / "cmdline").read_bytes()
             except OSError:
                 continue  # it ended meanwhile
-            if int(fields[3]) == leader and fields[0] != "Z":
+            agent = command.startswith((b"ray::DashboardAgent", b"ray::RuntimeEnvAgent"))
+            if int(fields[3]) == leader and fields[0] != "Z" and not agent:
                 found.append(int(entry.name))
     return found
 
