@@ -8,7 +8,8 @@ INSTALLED := $(VENV)/.installed-$(EXTRAS)
 THREADS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-fast lint format bench bench-label bench-read bench-bytes clean
+BENCHMARKS := bench-bytes bench-read bench-label
+.PHONY: help install demo test test-fast lint format bench $(BENCHMARKS) clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -43,9 +44,9 @@ format: install  ## put the sources into the house's form
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: bench-bytes bench-read bench-label  ## all benchmarks, figures into benchmarks/results
+bench: $(BENCHMARKS)  ## bench-bytes, bench-read, bench-label; their figures into benchmarks/results
 
-bench-%: install
+$(BENCHMARKS): bench-%: install
 	$(BIN)/python -m benchmarks.$* --threads $(THREADS)
 
 clean:  ## remove what the targets above made
