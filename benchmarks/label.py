@@ -88,6 +88,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2, help="of torch, in each of the three")
     parser.add_argument("--megabytes", type=float, default=3, help="of corpus")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--model", type=Path, help="a transformers directory instead of random weights")
     parser.add_argument("--length", type=int, default=256, help="tokens of a window")
     parser.add_argument("--hidden", type=int, default=192, help="width of the model")
     parser.add_argument("--layers", type=int, default=4, help="layers of the model")
@@ -98,7 +99,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         texts = corpus(folder / "corpus", arguments.megabytes)
-        model = language_model(folder / "model", texts, arguments.hidden, arguments.layers)
+        model = arguments.model or language_model(folder / "model", texts, arguments.hidden, arguments.layers)
         job = job_of(folder, texts, model, arguments)
         parts = parts_of(job, prepare(job))
         targets = sum(int((part.batch.lengths - 1).sum()) for part in parts)
@@ -124,7 +125,7 @@ def main() -> None:
             "bare_targets_per_second": round(targets / min(seconds["bare"])),
             "bytes_per_target": round(size / targets, 2),
             "targets": targets,
-            **vars(arguments),
+            **vars(arguments) | {"model": "given" if arguments.model else "random"},
         },
     )
 

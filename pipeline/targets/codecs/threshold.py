@@ -148,14 +148,17 @@ class Threshold(Codec):
         # arithmetic. Smaller chunks make more calls, and each waits for all threads.
         rows = max(1, (2**21 if logits.device.type == "cpu" else 2**25) // (blocks * BLOCK))
         dtype = torch.promote_types(logits.dtype, torch.float32)
-        padded = logits.new_full((min(rows, count), blocks * BLOCK), -torch.inf, dtype=dtype)
+        whole = size == blocks * BLOCK and logits.dtype == dtype and logits.is_contiguous()
+        padded = logits.new_full((0 if whole else min(rows, count), blocks * BLOCK), -torch.inf, dtype=dtype)
         uv = torch.tensor(uniforms, dtype=torch.float64, device=logits.device)
         parts: list[Encoded] = []
         bad = np.zeros(count, dtype=np.bool_)
         for start in range(0, count, rows):
             chunk = logits[start : start + rows]
-            padded[: len(chunk), :size] = chunk
-            p = torch.softmax(padded[: len(chunk)], dim=1).view(-1, blocks, BLOCK)
+            if not whole:
+                padded[: len(chunk), :size] = chunk
+                chunk = padded[: len(chunk)]
+            p = torch.softmax(chunk, dim=1).view(-1, blocks, BLOCK)
             mass = p.sum(dim=2).double()
             # NaN, +inf and nothing but -inf all leave NaN behind.
             bad[start : start + rows] = mass.sum(dim=1).isnan().cpu().numpy()
