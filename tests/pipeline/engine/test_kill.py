@@ -129,19 +129,15 @@ def labelling(job: LabelJob, folder: Path) -> Iterator[subprocess.Popen[str]]:
 
 
 def in_session(leader: int) -> list[int]:
-    """Processes of the session that this process once led, but for Ray's idle agents: they look for their
-    node only once a minute, and then end by themselves.
-    """
+    """Processes of the session that this process once led."""
     found = []
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
             try:
                 fields = (entry / "stat").read_text().rpartition(")")[2].split()
-                command = (entry / "cmdline").read_bytes()
             except OSError:
                 continue  # it ended meanwhile
-            agent = command.startswith((b"ray::DashboardAgent", b"ray::RuntimeEnvAgent"))
-            if int(fields[3]) == leader and fields[0] != "Z" and not agent:
+            if int(fields[3]) == leader and fields[0] != "Z":
                 found.append(int(entry.name))
     return found
 
