@@ -15,9 +15,14 @@ import statistics
 import tempfile
 import threading
 import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any, TypeVar
 
+import numpy as np
 import torch
+from transformers import AutoModelForCausalLM
 
 from benchmarks.material import corpus, language_model
 from benchmarks.record import record
@@ -29,6 +34,9 @@ from pipeline.job import LabelJob
 from pipeline.prepare import prepare
 from pipeline.stream import chunks
 from pipeline.targets.store import Store
+from pipeline.teachers import CausalLM
+
+T = TypeVar("T")
 
 
 def job_of(folder: Path, texts: Path, model: Path, arguments: argparse.Namespace) -> LabelJob:
@@ -58,14 +66,27 @@ def parts_of(job: LabelJob, store: Store) -> list[Part]:
 
 
 def bare(job: LabelJob, parts: list[Part]) -> float:
-    """Seconds of the teacher on all batches, one after the other."""
-    teacher = job.teacher.load()
+    """Seconds of the model's own forward pass to logits on all batches, one after the other."""
+    assert isinstance(job.teacher, CausalLM)
+    model = AutoModelForCausalLM.from_pretrained(job.teacher.path).eval()
+    batches = []
+    for part in parts:
+        tokens, lengths = part.batch.inputs["tokens"].astype(np.int64), part.batch.lengths
+        mask = torch.from_numpy(np.arange(tokens.shape[1]) < lengths[:, None])
+        padded = {} if bool(mask.all()) else {"attention_mask": mask.long()}
+        batches.append({"input_ids": torch.from_numpy(tokens), **padded})
     with torch.inference_mode():
-        teacher(parts[0].batch)
+        model(**batches[0], use_cache=False)
         begun = time.perf_counter()
-        for part in parts:
-            teacher(part.batch)
+        for batch in batches:
+            model(**batch, use_cache=False)
         return time.perf_counter() - begun
+
+
+def apart(function: Callable[..., T], *arguments: Any) -> T:
+    """The function in a thread that ends with it, and torch's helper threads with that."""
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(function, *arguments).result()
 
 
 def labelled(engine: Engine, job: LabelJob) -> float:
@@ -99,13 +120,15 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         texts = corpus(folder / "corpus", arguments.megabytes)
-        model = arguments.model or language_model(folder / "model", texts, arguments.hidden, arguments.layers)
+        model = arguments.model or apart(
+            language_model, folder / "model", texts, arguments.hidden, arguments.layers
+        )
         job = job_of(folder, texts, model, arguments)
         parts = parts_of(job, prepare(job))
         targets = sum(int((part.batch.lengths - 1).sum()) for part in parts)
         seconds: dict[str, list[float]] = {"bare": [], "local": [], "ray1": []}
         for number in range(arguments.rounds):
-            seconds["bare"].append(bare(job, parts))
+            seconds["bare"].append(apart(bare, job, parts))
             seconds["local"].append(labelled(Local(), job))
             seconds["ray1"].append(labelled(RayEngine(), job))
             figures = ", ".join(f"{name} {targets / values[-1]:,.0f}" for name, values in seconds.items())

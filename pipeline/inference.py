@@ -6,21 +6,29 @@ logits, it does not know.
 
 from __future__ import annotations
 
+import ctypes
 import os
 import platform
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from pipeline.batching import Part
 from pipeline.targets.errors import DecantError, TeacherError
 from pipeline.targets.unit import Quarantined
 from pipeline.teachers.base import Batch, Teacher
+from pipeline.teachers.logits import Logits, as_logits
 
 if TYPE_CHECKING:
     import torch
+
+T = TypeVar("T")
+
+TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3
+"""glibc's numbers of the two settings, from malloc.h."""
 
 
 @dataclass(frozen=True)
@@ -28,19 +36,27 @@ class Answer:
     """What the teacher says of a part.
 
     logits: by head, [views, V], or [views, L, V] with padding still in it.
-    seconds: how long it took; on an accelerator, known once the logits are.
+    seconds: how long the teacher took; on an accelerator, known once the logits are.
     """
 
     part: Part
-    logits: Mapping[str, torch.Tensor]
+    logits: Mapping[str, Logits]
     seconds: Callable[[], float]
 
 
 class Inference:
-    """A teacher that several threads may call; one batch is computed at a time."""
+    """A teacher that several threads may call; one batch is computed at a time, in a thread of its own.
 
-    def __init__(self, teacher: Teacher) -> None:
-        self._teacher = teacher
+    The teacher is loaded in that thread too. torch gives every thread that computes a team of helpers. Two
+    teams on the same cores take them from each other, and helpers that outnumber the cores are put to sleep
+    after each operation and woken for the next, which costs more than a small model's operations.
+    """
+
+    def __init__(self, load: Callable[[], Teacher]) -> None:
+        """Raises what `load` raises."""
+        _keep_freed_memory()
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="decant-teacher")
+        self.teacher = self._thread.submit(load).result()
         self._lock = threading.Lock()
         self._limit: int | None = None
         self._known_good: Batch | None = None
@@ -84,15 +100,30 @@ class Inference:
         yield from self(part.take(slice(0, middle)))
         yield from self(part.take(slice(middle, None)))
 
+    def after(self, answer: Answer, work: Callable[[Answer], T]) -> T:
+        """`work(answer)`. On a CPU in turn with the teacher, with all its threads: side by side the two would
+        take each other's cores. Elsewhere at once, while the teacher computes its next batch.
+        """
+        if any(logits.device.type == "cpu" for logits in answer.logits.values()):
+            return self._thread.submit(work, answer).result()
+        return work(answer)
+
     def _forward(self, part: Part) -> Answer:
+        return self._thread.submit(self._answer, part).result()
+
+    def _answer(self, part: Part) -> Answer:
+        start = _Moment()
+        answer = self._compute(part.batch)
+        end = _Moment()
+        logits = {name: as_logits(answer[name]) for name in self.teacher.outputs if name in answer}
+        _check(logits, self.teacher, part.batch)
+        return Answer(part, logits, lambda: end.since(start))
+
+    def _compute(self, batch: Batch) -> Mapping[str, torch.Tensor | Logits]:
         import torch
 
-        with self._lock, torch.inference_mode():
-            start = _Moment()
-            logits = self._teacher(part.batch)
-            _check(logits, self._teacher, part.batch)
-            end = _Moment()
-        return Answer(part, logits, lambda: end.since(start))
+        with torch.inference_mode():
+            return self.teacher(batch)
 
     def _make_room(self, part: Part) -> None:
         import torch
@@ -104,13 +135,10 @@ class Inference:
 
     def _probe(self, failure: str) -> None:
         """A teacher that has stopped working fails on what it took before too; a bad view fails alone."""
-        import torch
-
         if self._known_good is None:
             return
         try:
-            with self._lock, torch.inference_mode():
-                self._teacher(self._known_good)
+            self._thread.submit(self._compute, self._known_good).result()
         except Exception as error:
             raise TeacherError(f"the teacher stopped working: {failure}") from error
 
@@ -135,14 +163,28 @@ class _Moment:
         return float(start._event.elapsed_time(self._event)) / 1000
 
 
-def device_name(tensor: torch.Tensor) -> str:
-    """Where a tensor lives, for a commit record: "cuda: NVIDIA H100", "cpu: AMD EPYC 7763, 2 threads"."""
+def _keep_freed_memory() -> None:
+    """Have the C library keep what large tensors leave, instead of giving it back to the system.
+
+    Each batch frees the tensors that the next one asks for again. glibc unmaps blocks of that size, and a new
+    one is faulted in page by page: on a small model up to half of the time. What other C libraries do, stays.
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError):
+        return
+    mallopt(TRIM_THRESHOLD, 2**31 - 1)
+    mallopt(MMAP_THRESHOLD, 2**30)
+
+
+def device_name(device: torch.device) -> str:
+    """For a commit record: "cuda: NVIDIA H100", "cpu: AMD EPYC 7763, 2 threads"."""
     import torch
 
-    if tensor.is_cuda:
-        return f"cuda: {torch.cuda.get_device_name(tensor.device)}"
-    if tensor.device.type != "cpu":
-        return str(tensor.device.type)
+    if device.type == "cuda":
+        return f"cuda: {torch.cuda.get_device_name(device)}"
+    if device.type != "cpu":
+        return str(device.type)
     return f"cpu: {_processor()}, {torch.get_num_threads()} threads"
 
 
@@ -156,16 +198,16 @@ def _processor() -> str:
     return platform.processor() or platform.machine()
 
 
-def _check(logits: Mapping[str, torch.Tensor], teacher: Teacher, batch: Batch) -> None:
+def _check(logits: Mapping[str, Logits], teacher: Teacher, batch: Batch) -> None:
     for name, output in teacher.outputs.items():
         if name not in logits:
             raise TeacherError(f"the teacher declares the head {name!r} and did not return it")
         expected: tuple[int, ...] = (len(batch), output.size)
         if output.positions == "next_token":
             expected = (len(batch), int(batch.lengths.max()), output.size)
-        if tuple(logits[name].shape) != expected:
+        if logits[name].shape != expected:
             raise TeacherError(
-                f"the teacher returned the head {name!r} with shape {tuple(logits[name].shape)}, "
+                f"the teacher returned the head {name!r} with shape {logits[name].shape}, "
                 f"for this batch it must be {expected}"
             )
 

@@ -49,12 +49,11 @@ class Labeller:
         self.job = job
         self.store = Store.open(job.store.url, job.store.options)
         self._renderer = job.views.load()
-        teacher = job.teacher.load()
-        spec = specify(job, self._renderer, teacher)
+        self._inference = Inference(job.teacher.load)
+        spec = specify(job, self._renderer, self._inference.teacher)
         if spec.fingerprint != self.store.spec.fingerprint:
             what = "; ".join(differences(spec, self.store.spec))
             raise SpecMismatch(f"this replica's model or settings are not those of {self.store.url}: {what}")
-        self._inference = Inference(teacher)
         self._cancelled = threading.Event()
 
     def cancel(self) -> None:
@@ -145,7 +144,7 @@ class Labeller:
     ) -> Iterator[Window | Labelled | Quarantined]:
         for item in answered:
             if isinstance(item, Answer):
-                yield from encode(item, self.store.spec)
+                yield from self._inference.after(item, lambda answer: list(encode(answer, self.store.spec)))
             else:
                 yield item
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 from pipeline.targets.codecs import Codec
@@ -27,7 +28,9 @@ def prepare(job: LabelJob) -> Store:
     Raises ConfigError, SpecMismatch, CorpusMissing, CorpusChanged, StorageError, TeacherError: whatever is
     wrong with a job shows here, before anything is labelled.
     """
-    spec = specify(job, job.views.load(), job.teacher.load())
+    # A thread that ends takes torch's helpers with it: see `pipeline.inference.Inference`.
+    with ThreadPoolExecutor(1) as apart:
+        spec = apart.submit(lambda: specify(job, job.views.load(), job.teacher.load())).result()
     _free_memory()
     store = Store.create(job.store.url, spec, job.store.options)
     # Without the options: they may hold credentials.

@@ -1,7 +1,7 @@
 """What a commit record says about its targets: means and histograms, summed while a unit streams by.
 
-It knows logits and codec statistics. Entropy and label_nll cost a pass over the logits, so they are taken
-from every eighth target of a sequence, always the same ones.
+It knows logits and codec statistics. Entropy and label_nll cost a pass over the logits, so the labeller takes
+them from every eighth target of a sequence.
 """
 
 from __future__ import annotations
@@ -71,16 +71,13 @@ class Means:
 def distribution(
     logits: torch.Tensor, labels: npt.NDArray[np.integer[Any]] | None
 ) -> tuple[Floats, Floats | None]:
-    """Entropy, and -log p(label), of some targets, nats, float64 [n].
+    """Entropy, and -log p(label), of targets, nats, float64 [N].
 
-    logits: [N, V]; labels: integers [N], the tokens that came next: then every eighth target is measured,
-    without them each.
+    logits: [N, V]; labels: integers [N], the tokens that came next.
     """
     import torch
 
     with torch.inference_mode():
-        if labels is not None:
-            logits, labels = logits[::STRIDE], labels[::STRIDE]
         z = logits.float()
         p = torch.softmax(z, dim=-1)
         # H = lse - sum p z, and lse = z - log p of the likeliest class: no pass of logarithms.

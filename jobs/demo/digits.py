@@ -39,6 +39,7 @@ from pipeline.targets.decoded import DenseTargets
 from pipeline.targets.errors import LabellingFailed
 from pipeline.targets.store import Store
 from pipeline.teachers import AnyTeacher, Batch, Ensemble, Teacher, TorchCallable
+from pipeline.teachers.logits import as_logits
 from pipeline.views import Arrays
 from student.config import ShallowMimic
 from student.data import TargetReader
@@ -406,7 +407,8 @@ def _teacher_rows(job: LabelJob, digits: Digits, settings: DigitsSettings) -> li
 
 
 def _asked(teacher: Teacher, images: Images) -> Tensor:
-    return teacher(Batch({INPUT: images}, np.ones(len(images), dtype=np.int64)))[HEAD]
+    answer = teacher(Batch({INPUT: images}, np.ones(len(images), dtype=np.int64)))
+    return as_logits(answer[HEAD]).whole()
 
 
 def error(logits: Tensor, digits: Digits) -> float:

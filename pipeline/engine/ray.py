@@ -42,10 +42,6 @@ POLL_SECONDS = 0.5
 CONNECT_SECONDS = 10.0
 """How long a cluster may take to accept a connection."""
 
-ENVIRONMENT = {"OMP_WAIT_POLICY": "PASSIVE"}
-"""Of a replica. The teacher and the encoder have a team of threads each; one that spins while it waits takes
-the other's cores."""
-
 OBJECT_STORE_BYTES = 100_000_000
 """Of a Ray started here. Units and commit records are small; nothing large goes through it."""
 
@@ -178,7 +174,6 @@ class _Pool:
                 max_restarts=0,
                 max_task_retries=0,
                 max_concurrency=self._wanted.units_in_flight,
-                runtime_env={"env_vars": ENVIRONMENT},
             )
             .remote(self._job.model_dump_json(), threads)
         )

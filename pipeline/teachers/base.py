@@ -16,6 +16,8 @@ from pipeline.targets.spec import Positions
 if TYPE_CHECKING:
     import torch
 
+    from pipeline.teachers.logits import Logits
+
 
 @dataclass(frozen=True)
 class Output:
@@ -53,8 +55,9 @@ class Teacher(Protocol):
         """For the spec: kind and "fingerprint" (of the weights), never a credential."""
         ...
 
-    def __call__(self, batch: Batch) -> Mapping[str, torch.Tensor]:
-        """By head: logits [views, V] for "single", [views, L, V] for "next_token", on the teacher's device.
+    def __call__(self, batch: Batch) -> Mapping[str, torch.Tensor | Logits]:
+        """By head: logits [views, V] for "single", [views, L, V] for "next_token", on the teacher's device;
+        a tensor, or `Logits` that are computed when they are asked for.
 
         With "next_token", position i of a view holds the logits of its token i + 1; those at and beyond
         length - 1 are ignored.

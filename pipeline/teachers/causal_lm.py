@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -10,10 +11,15 @@ import numpy as np
 from pipeline.targets.errors import TeacherError
 from pipeline.teachers.base import Batch, Output
 from pipeline.teachers.devices import tensor
+from pipeline.teachers.logits import Logits, Projected, Projection
 from pipeline.teachers.pretrained import Pretrained, check_tokens, load_pretrained
 
 if TYPE_CHECKING:
     import torch
+
+
+PROBE = 16
+"""Tokens that a way of making logits is tried on."""
 
 
 class CausalLM(Pretrained):
@@ -35,18 +41,58 @@ class CausalLMTeacher:
         if head is None:
             raise TeacherError(f"{config.path} has no language-model head")
         self.outputs = {"logits": Output(int(head.weight.shape[0]), "next_token")}
+        self.projection = find_projection(self.model)
 
-    def __call__(self, batch: Batch) -> Mapping[str, torch.Tensor]:
-        """Logits [views, L, V] in the model's dtype."""
+    def __call__(self, batch: Batch) -> Mapping[str, torch.Tensor | Logits]:
+        """Logits [views, L, V] in the model's dtype, of its hidden states if `find_projection` says how."""
         import torch
 
         check_tokens(self.model, batch.inputs["tokens"])
         tokens = tensor(batch.inputs["tokens"], self.device)
-        given: dict[str, Any] = {}
+        given: dict[str, Any] = {"use_cache": False}
         if int(batch.lengths.min()) < tokens.shape[1]:
             # Padding stands at the end, where causal attention cannot look; the mask is for models that do
             # more than attend. Without it, attention may take its faster kernels.
             mask = np.arange(tokens.shape[1]) < batch.lengths[:, None]
             given["attention_mask"] = tensor(mask.astype(np.int64), self.device)
         with torch.inference_mode():
-            return {"logits": self.model(input_ids=tokens, use_cache=False, **given).logits}
+            if self.projection is None:
+                return {"logits": self.model(input_ids=tokens, **given).logits}
+            hidden = self.model.base_model(input_ids=tokens, **given).last_hidden_state
+            return {"logits": Projected(hidden, self.projection)}
+
+
+def find_projection(model: Any) -> Projection | None:
+    """How a causal language model makes logits of its backbone's last hidden states; None if not like that.
+
+    Architectures scale and cap their logits in ways of their own, so what the configuration suggests is tried
+    on a few tokens and believed only if it gives the model's own logits.
+    """
+    import torch
+
+    head, backbone = model.get_output_embeddings(), model.base_model
+    if not isinstance(head, torch.nn.Linear) or backbone is model:
+        return None
+    said = model.config.get_text_config()
+    scales = [1.0]
+    for name in ("logit_scale", "logits_scaling"):
+        factor = getattr(said, name, None)
+        if isinstance(factor, int | float) and factor not in (0, 1):
+            scales += [float(factor), 1 / float(factor)]
+    # A configured cap first: on small logits it hardly shows.
+    caps = [cap for cap in [getattr(said, "final_logit_softcapping", None)] if cap] + [None]
+    length = min(PROBE, getattr(said, "max_position_embeddings", PROBE))
+    tokens = torch.arange(length, device=head.weight.device)[None] % len(head.weight)
+    with torch.inference_mode():
+        expected = model(input_ids=tokens, use_cache=False).logits.float()
+        hidden = getattr(backbone(input_ids=tokens, use_cache=False), "last_hidden_state", None)
+        if hidden is None or hidden.shape[-1] != head.in_features:
+            return None
+        spread = float(expected.nan_to_num().std())
+        tolerance = 1e-4 if head.weight.dtype == torch.float32 else 3e-2
+        for cap, scale in itertools.product(caps, scales):
+            projection = Projection(head.weight, head.bias, scale, cap)
+            logits = projection(hidden).float()
+            if torch.allclose(logits, expected, rtol=tolerance, atol=tolerance * spread, equal_nan=True):
+                return projection
+    return None

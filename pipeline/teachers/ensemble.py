@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -12,10 +11,9 @@ from pydantic import Field
 
 from pipeline.targets.errors import UserError
 from pipeline.teachers.base import Batch, Output, Teacher, TeacherConfig
+from pipeline.teachers.logits import Average, Logits, Mean, as_logits
 
 if TYPE_CHECKING:
-    import torch
-
     from pipeline.teachers import AnyTeacher
 
 
@@ -28,7 +26,7 @@ class Ensemble(TeacherConfig):
     members: list[AnyTeacher] = Field(min_length=1)
     """The teachers; each is held in memory."""
 
-    average: Literal["logits", "probabilities"] = "logits"
+    average: Average = "logits"
     """"logits": the mean of the logits (a geometric mean of the distributions, as Ba & Caruana average).
     "probabilities": the mean of the distributions (as Hinton et al. average); its logarithm is the output."""
 
@@ -37,10 +35,10 @@ class Ensemble(TeacherConfig):
 
 
 class EnsembleTeacher:
-    """A loaded Ensemble. Averages in float32, one member after the other."""
+    """A loaded Ensemble. Averages in float32; the members compute one after the other."""
 
     def __init__(self, config: Ensemble) -> None:
-        self.average = config.average
+        self.average: Average = config.average
         self.members: list[Teacher] = [member.load() for member in config.members]
         self.outputs: dict[str, Output] = dict(self.members[0].outputs)
         for i, member in enumerate(self.members[1:], start=2):
@@ -58,24 +56,9 @@ class EnsembleTeacher:
             "fingerprint": hashlib.sha256(text.encode()).hexdigest(),
         }
 
-    def __call__(self, batch: Batch) -> Mapping[str, torch.Tensor]:
-        """By head: mean_m z_m, or log mean_m softmax(z_m), float32."""
-        import torch
-
-        with torch.inference_mode():
-            total: dict[str, torch.Tensor] = {}
-            for member in self.members:
-                for name, logits in member(batch).items():
-                    values = logits.float()
-                    if self.average == "probabilities":
-                        values = torch.log_softmax(values, dim=-1)
-                    if name not in total:
-                        total[name] = values.clone() if values is logits else values
-                    elif self.average == "probabilities":
-                        total[name] = torch.logaddexp(total[name], values.to(total[name].device))
-                    else:
-                        total[name] += values.to(total[name].device)
-            count = len(self.members)
-            if self.average == "probabilities":
-                return {name: values - math.log(count) for name, values in total.items()}
-            return {name: values / count for name, values in total.items()}
+    def __call__(self, batch: Batch) -> Mapping[str, Logits]:
+        """By head the mean of the members' logits, or of their probabilities: see `Mean`."""
+        answers = [member(batch) for member in self.members]
+        return {
+            name: Mean([as_logits(answer[name]) for answer in answers], self.average) for name in self.outputs
+        }

@@ -115,7 +115,9 @@ class WindowRenderer(Renderer):
         return [View({"tokens": window}, len(window)) for window in windows]
 
     def _encode(self, piece: str) -> list[int]:
-        ids: list[int] = self.tokenizer.encode(piece, add_special_tokens=False).ids
+        # The fast one gives the same ids, and no offsets, in three quarters of the time.
+        (encoding,) = self.tokenizer.encode_batch_fast([piece], add_special_tokens=False)
+        ids: list[int] = encoding.ids
         return ids
 
 

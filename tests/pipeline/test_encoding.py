@@ -18,6 +18,7 @@ from pipeline.targets.codecs import Dense, Threshold
 from pipeline.targets.codecs.base import Array, Codec, Encoded, uniforms
 from pipeline.targets.spec import Head, Input, Spec
 from pipeline.targets.unit import Quarantined
+from pipeline.teachers.logits import Given
 from pipeline.views.base import View
 
 SIZE = 7
@@ -40,7 +41,7 @@ def answer_of(lengths: list[int], bad: set[int] = frozenset()) -> Answer:  # typ
         logits[i, n - 1 :] = torch.nan  # behind the last target and in padding, anything may stand
         if i in bad:
             logits[i, rng.integers(n - 1), 2] = torch.nan
-    return Answer(part, {"logits": logits}, lambda: 0.5)
+    return Answer(part, {"logits": Given(logits)}, lambda: 0.5)
 
 
 @settings(deadline=None, max_examples=60)
@@ -71,7 +72,7 @@ def test_good_views_are_stored_whole_and_bad_ones_not_at_all(
     for place, i in enumerate(good):
         count = lengths[i] - 1
         alone = Threshold().encode_torch(
-            answer.logits["logits"][i, :count], uniforms(3, "logits", f"k{i}", 0, count, 2)
+            answer.logits["logits"].whole()[i, :count], uniforms(3, "logits", f"k{i}", 0, count, 2)
         )
         row = only.rows.take(np.array([place]))
         for name, array in alone.items():

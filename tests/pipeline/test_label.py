@@ -52,8 +52,8 @@ def tokens_of(rows: Rows) -> Ragged:
     return tokens
 
 
-def decant_threads() -> list[threading.Thread]:
-    return [thread for thread in threading.enumerate() if thread.name.startswith("decant")]
+def stages() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name.startswith("decant-prefetch")]
 
 
 def test_each_target_is_what_the_teacher_says_of_its_token(make_job: MakeJob) -> None:
@@ -156,7 +156,7 @@ def test_a_teacher_that_fails_on_everything_commits_nothing(
     with pytest.raises(TooManyQuarantined, match="120 views"):
         Labeller(job).label(unit)
     assert store.committed() == set()
-    assert decant_threads() == []
+    assert stages() == []
 
 
 def test_a_file_that_changed_is_reported_and_nothing_of_its_unit_is_committed(
@@ -170,7 +170,7 @@ def test_a_file_that_changed_is_reported_and_nothing_of_its_unit_is_committed(
         Labeller(job).label(unit)
     assert store.committed() == set()
     assert list(store.storage.list("shards/")) == []
-    assert decant_threads() == []
+    assert stages() == []
 
 
 def test_a_model_that_is_not_the_stores_is_refused(make_job: MakeJob) -> None:
@@ -187,7 +187,7 @@ def test_cancelling_ends_a_unit_uncommitted(make_job: MakeJob) -> None:
     with pytest.raises(Cancelled):
         deque(map(labeller.label, store.pending()), maxlen=0)
     assert len(store.committed()) < store.planned_count()
-    assert decant_threads() == []
+    assert stages() == []
 
 
 def test_two_units_at_a_time_are_labelled_as_one_after_the_other(make_job: MakeJob) -> None:

@@ -62,7 +62,7 @@ if TYPE_CHECKING:
 GRID = 65535
 """Parts that a target's probability is cut into: M of the module's docstring."""
 
-BLOCK = 64
+BLOCK = 32
 """Classes that the torch implementation sums up first, and looks into only if the sum calls for it."""
 
 
@@ -169,7 +169,9 @@ class Threshold(Codec):
         return base.concatenate(parts, self.layout(size))
 
     def _encode_blocks(self, p: torch.Tensor, mass: torch.Tensor, uv: torch.Tensor, size: int) -> Encoded:
-        """Some targets. p: [n, blocks, BLOCK]; mass: float64 [n, blocks], its sums, used up; uv: [n, 2]."""
+        """Some targets. p: [n, blocks, BLOCK]; mass: float64 [n, blocks], its sums; uv: [n, 2]. p and mass
+        are used up.
+        """
         import torch
 
         count, blocks, _ = p.shape
@@ -189,6 +191,7 @@ class Threshold(Codec):
         sums = sums.cumsum(dim=1)
 
         # Tail: the same sums without the head.
+        flat[heavy[at], lane] = 0.0
         mass.view(-1)[heavy] = inside.masked_fill_(is_head, 0.0).sum(dim=1)
         running = mass.cumsum(dim=1)
         tail = running[:, -1:]
@@ -205,8 +208,7 @@ class Threshold(Codec):
         row = wanted.nonzero()[:, 0]
         block = torch.searchsorted(running, points, right=True)[wanted]
         hit = row * blocks + block
-        inside = flat.index_select(0, hit).double()
-        inner = inside.masked_fill_(inside >= least[row, None], 0.0).cumsum(dim=1)
+        inner = flat.index_select(0, hit).double().cumsum(dim=1)
         point = points[wanted] - (running.view(-1)[hit] - mass.view(-1)[hit])
         # A block's float32 sum and `inner` differ by rounding; the point stays inside all the same.
         point = torch.minimum(point.clamp(min=0), torch.nextafter(inner[:, -1], torch.zeros_like(point)))

@@ -16,6 +16,8 @@ import transformers
 from pipeline.targets.errors import TeacherError, UserError
 from pipeline.teachers import Batch, CausalLM, ImageClassifier, SequenceClassifier
 from pipeline.teachers.base import Output
+from pipeline.teachers.causal_lm import find_projection
+from pipeline.teachers.logits import Projected
 
 VOCABULARY = 97
 TINY = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
@@ -60,19 +62,73 @@ def test_padding_changes_no_views_logits(tmp_path: Path, architecture: str) -> N
     teacher = CausalLM(path=save(model, tmp_path), device="cpu").load()
     assert teacher.outputs == {"logits": Output(VOCABULARY, "next_token")}
     rows = [list(range(1, 20)), [5, 6, 7], list(range(40, 50))]
-    together = teacher(batch(rows))["logits"]
+    together = teacher(batch(rows))["logits"].whole()
     assert together.shape == (3, 19, VOCABULARY)
     for i, row in enumerate(rows):
-        alone = teacher(batch([row]))["logits"][0]
+        alone = teacher(batch([row]))["logits"].whole()[0]
         bare = model(input_ids=torch.tensor([row])).logits[0].detach()
         torch.testing.assert_close(alone, bare, rtol=1e-5, atol=1e-5)
         torch.testing.assert_close(together[i, : len(row)], bare, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize(
+    ("architecture", "changes"),
+    [
+        ("Cohere", {"logit_scale": 0.0625}),
+        ("Granite", {"logits_scaling": 8.0}),
+        ("Gemma2", {"final_logit_softcapping": 3.0, "head_dim": 8}),
+        ("Phi", {}),  # its head has a bias
+    ],
+)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_logits_made_of_hidden_states_are_the_models_own(
+    tmp_path: Path, architecture: str, changes: dict[str, Any], dtype: str
+) -> None:
+    config = getattr(transformers, f"{architecture}Config")(
+        vocab_size=VOCABULARY, num_key_value_heads=2, pad_token_id=0, **TINY, **changes
+    )
+    torch.manual_seed(0)
+    model = transformers.AutoModelForCausalLM.from_config(config)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    path = save(model, tmp_path)
+    teacher = CausalLM(path=path, dtype=dtype, device="cpu").load()
+    assert teacher.projection is not None
+    assert (teacher.projection.scale != 1) == any("scal" in name for name in changes)
+    assert teacher.projection.softcap == changes.get("final_logit_softcapping")
+    rows = [list(range(1, 20)), [5, 6, 7]]
+    lazy = teacher(batch(rows))["logits"]
+    assert isinstance(lazy, Projected)
+    teacher.projection = None
+    given = teacher(batch(rows))["logits"]
+    assert isinstance(given, torch.Tensor)
+    error = 1e-4 if dtype == "float32" else 3e-2
+    torch.testing.assert_close(
+        lazy.whole().to(given.dtype), given, rtol=error, atol=error * float(given.std())
+    )
+    some = torch.tensor([21, 0, 3])
+    torch.testing.assert_close(lazy.rows(some), lazy.whole().flatten(0, 1)[some])
+
+
+def test_a_model_that_makes_its_logits_in_another_way_is_asked_for_them(tmp_path: Path) -> None:
+    model = language_model("llama")
+    teacher = CausalLM(path=save(model, tmp_path), device="cpu").load()
+    forward = type(teacher.model).forward
+
+    class Odd(type(teacher.model)):  # type: ignore[misc]
+        def forward(self, *args: Any, **kwargs: Any) -> Any:
+            answer = forward(self, *args, **kwargs)
+            answer.logits = answer.logits.sin()
+            return answer
+
+    teacher.model.__class__ = Odd
+    assert find_projection(teacher.model) is None
+
+
 def test_logits_keep_the_models_type_and_need_no_gradient(tmp_path: Path) -> None:
     path = save(language_model("llama"), tmp_path)
     teacher = CausalLM(path=path, dtype="bfloat16", device="cpu").load()
-    logits = teacher(batch([[1, 2, 3]]))["logits"]
+    logits = teacher(batch([[1, 2, 3]]))["logits"].whole()
     assert logits.dtype == torch.bfloat16
     assert not logits.requires_grad
     assert not teacher.model.training

@@ -137,11 +137,13 @@ def fakes(*seeds: int, size: int = 5) -> list[Any]:
 def test_an_ensemble_averages_logits_or_probabilities() -> None:
     batch = images()
     each = [member.load()(batch)["logits"].double() for member in fakes(1, 2, 3)]
-    logits = Ensemble(members=fakes(1, 2, 3)).load()(batch)["logits"]
+    logits = Ensemble(members=fakes(1, 2, 3)).load()(batch)["logits"].whole()
     torch.testing.assert_close(logits.double(), sum(each) / 3, rtol=1e-5, atol=1e-5)
     teacher = Ensemble(members=fakes(1, 2, 3), average="probabilities").load()
     expected = sum(z.softmax(-1) for z in each) / 3
-    torch.testing.assert_close(teacher(batch)["logits"].double().exp(), expected, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(
+        teacher(batch)["logits"].whole().double().exp(), expected, rtol=1e-5, atol=1e-6
+    )
 
 
 def test_an_ensemble_leaves_its_members_outputs_alone() -> None:
@@ -149,7 +151,7 @@ def test_an_ensemble_leaves_its_members_outputs_alone() -> None:
     ensemble = Ensemble(members=fakes(0)).load()
     ensemble.members = [member, member]
     batch = images()
-    torch.testing.assert_close(ensemble(batch)["logits"], member(batch)["logits"])
+    torch.testing.assert_close(ensemble(batch)["logits"].whole(), member(batch)["logits"])
 
 
 def test_members_that_disagree_about_heads_are_refused() -> None:
