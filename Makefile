@@ -6,6 +6,8 @@ EXTRAS ?= dev
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed-$(EXTRAS)
 THREADS ?= 2
+WORKERS ?= 2
+PYTEST := $(BIN)/python -m pytest -q --numprocesses $(WORKERS) --dist loadgroup
 
 .DEFAULT_GOAL := help
 BENCHMARKS := bench-bytes bench-read bench-label
@@ -28,10 +30,10 @@ demo:  ## the main job on the Python sources of this machine, with a report (6 m
 	$(BIN)/decant demo
 
 test: install lint  ## linters, type checks and all tests
-	$(BIN)/python -m pytest -q --durations=10
+	$(PYTEST) --durations=10
 
 test-fast: install  ## the default tier only
-	$(BIN)/python -m pytest -q -m "not slow"
+	$(PYTEST) -m "not slow"
 
 lint: install
 	$(BIN)/ruff check .

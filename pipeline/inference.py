@@ -100,6 +100,10 @@ class Inference:
         yield from self(part.take(slice(0, middle)))
         yield from self(part.take(slice(middle, None)))
 
+    def close(self) -> None:
+        """End the thread, once it has done what it is doing."""
+        self._thread.shutdown()
+
     def after(self, answer: Answer, work: Callable[[Answer], T]) -> T:
         """`work(answer)`. On a CPU in turn with the teacher, with all its threads: side by side the two would
         take each other's cores. Elsewhere at once, while the teacher computes its next batch.

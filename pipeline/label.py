@@ -60,6 +60,11 @@ class Labeller:
         """Make every `label` in progress end at its next batch with Cancelled, its unit uncommitted."""
         self._cancelled.set()
 
+    def close(self) -> None:
+        """Label no more, and wait for the teacher to finish its batch."""
+        self.cancel()
+        self._inference.close()
+
     def label(self, unit: Unit) -> Commit:
         """Label a unit and commit it: its commit record, or that of a faster attempt.
 

@@ -48,7 +48,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.fixture(scope="session")
 def ray_session() -> Iterator[None]:
-    """One Ray for all tests of the session: 4 CPUs and 2 GPUs that are only counted, never used."""
+    """One Ray for all tests of the session: 4 CPUs and 2 GPUs that are only counted, never used.
+
+    Tests that use it are marked `xdist_group("ray")`, so that one of several test processes runs them all.
+    """
     os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")  # loopback; read when Ray is imported
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     ray = pytest.importorskip("ray")

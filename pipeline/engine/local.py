@@ -36,11 +36,11 @@ class Local:
         if ledger.empty:
             return
         labeller = Labeller(job)
-        yield Started(REPLICA, os.getpid(), platform.node())
         most = job.label.replicas.units_in_flight
         in_flight: dict[Future[Commit], tuple[Attempt, float]] = {}
         pool = ThreadPoolExecutor(most, thread_name_prefix="decant-unit")
         try:
+            yield Started(REPLICA, os.getpid(), platform.node())
             while True:
                 while len(in_flight) < most and not stop.is_set():
                     attempt = ledger.next()
@@ -63,5 +63,6 @@ class Local:
         finally:
             labeller.cancel()
             pool.shutdown(cancel_futures=True)
+            labeller.close()
         if not stop.is_set():
             ledger.finish()
