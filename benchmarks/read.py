@@ -23,7 +23,8 @@ from benchmarks.record import record
 from pipeline.targets.codecs import Threshold
 from pipeline.targets.codecs.base import offsets_of, uniforms
 from pipeline.targets.decoded import SparseTargets
-from pipeline.targets.rows import Ragged, Rows
+from pipeline.targets.ragged import Ragged
+from pipeline.targets.rows import Rows
 from pipeline.targets.spec import Head, Input, Spec
 from pipeline.targets.store import Store
 from pipeline.targets.unit import Slice, Unit

@@ -18,7 +18,8 @@ import numpy.typing as npt
 from jobs.totals import Extent, Totals, targets_are
 from pipeline.targets.decoded import DenseTargets, SparseTargets, Targets, TopKTargets
 from pipeline.targets.errors import SpecMismatch, UserError
-from pipeline.targets.rows import Ragged, Rows
+from pipeline.targets.ragged import Ragged
+from pipeline.targets.rows import Rows
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer

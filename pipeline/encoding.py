@@ -23,7 +23,8 @@ from pipeline.targets.codecs.base import (
     ranges,
     uniforms,
 )
-from pipeline.targets.rows import Ragged, Rows
+from pipeline.targets.ragged import Ragged
+from pipeline.targets.rows import Rows
 from pipeline.targets.spec import TOKENS, Head, Spec
 from pipeline.targets.unit import Quarantined
 

@@ -21,7 +21,8 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from pipeline.targets.codecs.base import ranges
 from pipeline.targets.errors import ConfigError, UserError
-from pipeline.targets.rows import Ragged, Rows
+from pipeline.targets.ragged import Ragged
+from pipeline.targets.rows import Rows
 from pipeline.targets.spec import Spec
 from pipeline.targets.store import Store
 from student.order import Block, Split, blocks_of, fingerprint, windows

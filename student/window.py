@@ -12,7 +12,8 @@ import numpy as np
 
 from pipeline.targets.codecs.base import Array, offsets_of, ranges
 from pipeline.targets.decoded import Ints
-from pipeline.targets.rows import Ragged, Rows
+from pipeline.targets.ragged import Ragged
+from pipeline.targets.rows import Rows
 
 LONG = 16
 """Items per row from which copying slices is faster than gathering items one by one."""

@@ -12,7 +12,8 @@ if TYPE_CHECKING:
     from pipeline.targets.commit import Commit
     from pipeline.targets.decoded import DenseTargets, SparseTargets, Targets, TopKTargets
     from pipeline.targets.errors import DecantError
-    from pipeline.targets.rows import Ragged, Rows
+    from pipeline.targets.ragged import Ragged
+    from pipeline.targets.rows import Rows
     from pipeline.targets.spec import Head, Input, Spec, Vocabulary
     from pipeline.targets.storage import Storage
     from pipeline.targets.store import Store
@@ -45,7 +46,8 @@ _HOMES = {
     "commit": ("Commit",),
     "decoded": ("DenseTargets", "SparseTargets", "Targets", "TopKTargets"),
     "errors": ("DecantError",),
-    "rows": ("Ragged", "Rows"),
+    "ragged": ("Ragged",),
+    "rows": ("Rows",),
     "spec": ("Head", "Input", "Spec", "Vocabulary"),
     "storage": ("Storage",),
     "store": ("Store",),

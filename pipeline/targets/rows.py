@@ -14,40 +14,11 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from pipeline.targets.codecs import base
-from pipeline.targets.codecs.base import Array, Encoded, offsets_of, ranges
+from pipeline.targets.codecs.base import Encoded
 from pipeline.targets.decoded import Targets
 from pipeline.targets.errors import CorruptShard
+from pipeline.targets.ragged import Array, Ragged, offsets_of, ranges
 from pipeline.targets.spec import TOKENS, Head, Spec
-
-
-@dataclass(frozen=True)
-class Ragged:
-    """Arrays of several rows, end to end. values: [total, *item shape]; offsets: int64 [rows + 1].
-
-    offsets rise from 0 to total; ValueError otherwise.
-    """
-
-    values: Array
-    offsets: npt.NDArray[np.int64]
-
-    def __post_init__(self) -> None:
-        bounds = self.offsets
-        if not len(bounds) or bounds[0] != 0 or bounds[-1] != len(self.values) or (np.diff(bounds) < 0).any():
-            raise ValueError(f"offsets do not rise from 0 to the {len(self.values)} values")
-
-    def __getitem__(self, row: int) -> Array:
-        """The array of one row, a view."""
-        return self.values[self.offsets[row] : self.offsets[row + 1]]
-
-    @property
-    def lengths(self) -> npt.NDArray[np.int64]:
-        """Items of each row, int64 [rows]."""
-        return np.diff(self.offsets)
-
-    def take(self, rows: npt.NDArray[np.int64]) -> Ragged:
-        """The chosen rows, in the order given."""
-        lengths = self.lengths[rows]
-        return Ragged(self.values[ranges(self.offsets[rows], lengths)], offsets_of(lengths))
 
 
 @dataclass(frozen=True)
@@ -153,13 +124,14 @@ class Rows:
             _require(len(offsets) == rows + 1, f"{name} has {len(offsets) - 1} rows, not {rows}")
             columns.append(_binary(name, values, offsets, item.dtype, item.item_shape))
         for head in self.spec.heads:
-            encoded, bounds = self.heads[head.name], offsets_of(self.counts(head))
-            for field in head.codec.layout(head.size):
-                offsets = bounds
-                if field.counted_by is not None:
-                    offsets = offsets_of(encoded[field.counted_by])[bounds]
-                name = f"{head.name}.{field.name}"
-                columns.append(_binary(name, encoded[field.name], offsets, field.dtype, field.shape))
+            encoded, counts = self.heads[head.name], self.counts(head)
+            _agree(head, encoded, int(counts.sum()))
+            packed = head.codec.pack(encoded, counts, head.size)
+            for column in head.codec.columns(head.size):
+                values, offsets = packed[column.name].values, packed[column.name].offsets
+                columns.append(
+                    _binary(f"{head.name}.{column.name}", values, offsets, column.dtype, column.shape)
+                )
         return pa.RecordBatch.from_arrays(columns, schema=self.spec.schema())
 
     @classmethod
@@ -186,18 +158,15 @@ class Rows:
                 inputs[item.name] = values
         heads: dict[str, Encoded] = {}
         for head in spec.heads:
-            counts = np.ones(rows, dtype=np.int64) if head.positions == "single" else numbers["targets"]
-            bounds = offsets_of(counts)
-            encoded: Encoded = {}
-            for stored in head.codec.layout(head.size):
-                name = f"{head.name}.{stored.name}"
-                values, offsets = _flat(name, batch.column(name), stored.dtype, stored.shape)
-                expected = bounds
-                if stored.counted_by is not None:
-                    expected = offsets_of(encoded[stored.counted_by])[bounds]
-                _expect(np.array_equal(offsets, expected), f"{name} disagrees with the counts of its row")
-                encoded[stored.name] = values
-            heads[head.name] = encoded
+            counts = np.ones(rows) if head.positions == "single" else numbers["targets"]
+            stored = {}
+            for column in head.codec.columns(head.size):
+                name = f"{head.name}.{column.name}"
+                stored[column.name] = Ragged(*_flat(name, batch.column(name), column.dtype, column.shape))
+            try:
+                heads[head.name] = head.codec.unpack(stored, counts.astype(np.int64), head.size)
+            except ValueError as error:
+                raise CorruptShard(f"{head.name}.{error}") from error
         try:
             keys = batch.column("key").to_pylist()
         except UnicodeDecodeError as error:
@@ -228,6 +197,19 @@ def _contradiction(rows: Rows) -> str:
     if (lengths != rows.targets.astype(np.int64) + 1).any():
         return "a row of L tokens has not L - 1 targets"
     return ""
+
+
+def _agree(head: Head, encoded: Encoded, targets: int) -> None:
+    """Raises ValueError unless the head's arrays are as many, and of the type, as its codec declares."""
+    for field in head.codec.layout(head.size):
+        name, array = f"{head.name}.{field.name}", encoded[field.name]
+        items = targets
+        if field.counted_by is not None:
+            items = int(encoded[field.counted_by].sum(dtype=np.int64))
+        stored = f"{field.dtype} items of shape {field.shape}"
+        fits = array.dtype == np.dtype(field.dtype) and array.shape[1:] == field.shape
+        _require(fits, f"{name} has {array.dtype.str} items of shape {array.shape[1:]}, not {stored}")
+        _require(len(array) == items, f"{name} has {len(array)} items, counted are {items}")
 
 
 def _expect(holds: bool, otherwise: str) -> None:

@@ -19,7 +19,8 @@ from pipeline.targets.codecs import Codec, codec_from_json
 from pipeline.targets.errors import SpecMismatch
 from pipeline.targets.strict import build
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+"""What is written. Versions from 1 on are read."""
 
 TOKENS = "tokens"
 """Name of the input that "next_token" targets are counted by."""
@@ -137,15 +138,16 @@ class Spec:
             version = data["format_version"]
         except (ValueError, KeyError, TypeError) as error:
             raise SpecMismatch(f"not a store's spec: {error}") from error
-        if version != FORMAT_VERSION:
+        if version not in range(1, FORMAT_VERSION + 1):
             raise SpecMismatch(
-                f"the store has format version {version!r}, this Decant reads version {FORMAT_VERSION}: "
+                f"the store has format version {version!r}, this Decant reads 1 to {FORMAT_VERSION}: "
                 "install the release that wrote it, or label again"
             )
         try:
             data["inputs"] = tuple(build(Input, item) for item in data["inputs"])
             data["heads"] = tuple(
-                build(Head, {**item, "codec": codec_from_json(item["codec"])}) for item in data["heads"]
+                build(Head, {**item, "codec": codec_from_json(item["codec"], version)})
+                for item in data["heads"]
             )
             if data.get("vocabulary") is not None:
                 data["vocabulary"] = build(Vocabulary, data["vocabulary"])
@@ -158,7 +160,7 @@ class Spec:
 
         key: the record; row: its ordinal in the unit; view, views: which of how many views of the record;
         targets: how many targets each head with "next_token" positions has in this row (heads with "single"
-        have one); `in.<input>` and `<head>.<field>`: raw little-endian bytes, in row order.
+        have one); `in.<input>` and `<head>.<column>`: raw little-endian bytes, in row order.
         The metadata says again what the spec says, so that a shard alone can be read and checked.
         """
         columns = [
@@ -170,9 +172,9 @@ class Spec:
         ]
         columns += [pa.field(f"in.{item.name}", pa.binary(), nullable=False) for item in self.inputs]
         columns += [
-            pa.field(f"{head.name}.{stored.name}", pa.binary(), nullable=False)
+            pa.field(f"{head.name}.{column.name}", pa.binary(), nullable=False)
             for head in self.heads
-            for stored in head.codec.layout(head.size)
+            for column in head.codec.columns(head.size)
         ]
         metadata = {
             "decant.format_version": str(self.format_version),

@@ -18,7 +18,8 @@ from pipeline.job import LabelJob
 from pipeline.label import Cancelled, Labeller
 from pipeline.prepare import prepare
 from pipeline.targets.errors import CorpusChanged, SpecMismatch, TooManyQuarantined
-from pipeline.targets.rows import Ragged, Rows
+from pipeline.targets.ragged import Ragged
+from pipeline.targets.rows import Rows
 from pipeline.targets.store import Store
 from pipeline.targets.unit import Quarantined
 from pipeline.teachers.fake import Fake, FakeTeacher

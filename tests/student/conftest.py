@@ -12,7 +12,8 @@ import torch
 
 from pipeline.targets.codecs import Codec, Dense, Threshold, TopK
 from pipeline.targets.codecs.base import offsets_of, uniforms
-from pipeline.targets.rows import Ragged, Rows
+from pipeline.targets.ragged import Ragged
+from pipeline.targets.rows import Rows
 from pipeline.targets.spec import Head, Input, Spec, Vocabulary
 from pipeline.targets.store import Store
 from pipeline.targets.unit import Slice, Unit

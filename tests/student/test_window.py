@@ -9,7 +9,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pipeline.targets.rows import Ragged, Rows
+from pipeline.targets.ragged import Ragged
+from pipeline.targets.rows import Rows
 from pipeline.targets.store import Store
 from student import window
 from student.window import Window

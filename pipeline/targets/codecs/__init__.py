@@ -13,6 +13,9 @@ from pipeline.targets.strict import build, nearest
 
 CODECS: dict[str, type[Codec]] = {codec.kind: codec for codec in (Dense, TopK, Threshold)}
 
+FORMER: dict[int, dict[str, type[Codec]]] = {}
+"""By format version, what its kinds meant where that has changed since."""
+
 __all__ = [
     "CODECS",
     "Codec",
@@ -26,9 +29,12 @@ __all__ = [
 ]
 
 
-def codec_from_json(data: Mapping[str, Any]) -> Codec:
-    """Rebuild a codec from its JSON. Raises ValueError that names the unknown kind, key or bad value."""
-    kind = data.get("kind")
-    if kind not in CODECS:
-        raise ValueError(f"unknown codec kind {kind!r}{nearest(str(kind), CODECS)}")
-    return build(CODECS[kind], data)
+def codec_from_json(data: Mapping[str, Any], format_version: int = 2) -> Codec:
+    """Rebuild a codec from its JSON in a spec of that version.
+
+    Raises ValueError that names the unknown kind, key or bad value.
+    """
+    kind, known = data.get("kind"), CODECS | FORMER.get(format_version, {})
+    if kind not in known:
+        raise ValueError(f"unknown codec kind {kind!r}{nearest(str(kind), known)}")
+    return build(known[kind], data)

@@ -17,17 +17,20 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 
+from pipeline.targets.ragged import Array as Array
+from pipeline.targets.ragged import Ragged
+from pipeline.targets.ragged import offsets_of as offsets_of
+from pipeline.targets.ragged import ranges as ranges
+
 if TYPE_CHECKING:
     import torch
 
     from pipeline.targets.decoded import Targets
 
-Array = npt.NDArray[Any]
-
 
 @dataclasses.dataclass(frozen=True)
 class Field:
-    """One stored array of a codec.
+    """One array of a codec, in memory.
 
     Without `counted_by` it has one item of `shape` per target, array [N, *shape]. With it, it is ragged: the
     field of that name says how many items each target has, array [sum(counts), *shape].
@@ -38,6 +41,15 @@ class Field:
     dtype: str
     shape: tuple[int, ...] = ()
     counted_by: str | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Column:
+    """What a shard stores of a head: for each row some items of `shape`, of a little-endian NumPy dtype."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...] = ()
 
 
 Encoded = dict[str, Array]
@@ -66,7 +78,37 @@ class Codec(ABC):
 
     @abstractmethod
     def layout(self, size: int) -> tuple[Field, ...]:
-        """The arrays stored for a head of `size` classes."""
+        """The arrays that hold targets of a head of `size` classes."""
+
+    def columns(self, size: int) -> tuple[Column, ...]:
+        """The columns of a shard that `pack` makes of them: by default each array as it is."""
+        return tuple(Column(field.name, field.dtype, field.shape) for field in self.layout(size))
+
+    def pack(self, encoded: Encoded, counts: npt.NDArray[np.int64], size: int) -> dict[str, Ragged]:
+        """By column, what each row stores. counts: targets of each row, int64 [rows]."""
+        bounds = offsets_of(counts)
+        return {
+            field.name: Ragged(
+                encoded[field.name],
+                bounds if field.counted_by is None else offsets_of(encoded[field.counted_by])[bounds],
+            )
+            for field in self.layout(size)
+        }
+
+    def unpack(self, stored: Mapping[str, Ragged], counts: npt.NDArray[np.int64], size: int) -> Encoded:
+        """The arrays again. What is stored may come from anywhere.
+
+        Raises ValueError, naming the column, where it contradicts the counts or itself.
+        """
+        bounds, encoded = offsets_of(counts), Encoded()
+        for field in self.layout(size):
+            found, expected = stored[field.name], bounds
+            if field.counted_by is not None:
+                expected = offsets_of(encoded[field.counted_by])[bounds]
+            if not np.array_equal(found.offsets, expected):
+                raise ValueError(f"{field.name} disagrees with the counts of its row")
+            encoded[field.name] = found.values
+        return encoded
 
     @abstractmethod
     def encode(self, logits: Array, uniforms: Array) -> Encoded:
@@ -109,23 +151,6 @@ def uniforms(seed: int, head: str, key: str, view: int, targets: int, draws: int
     digest = hashlib.blake2b(name.encode(), digest_size=16).digest()
     philox = np.random.Philox(key=np.frombuffer(digest, dtype="<u8").astype(np.uint64))
     return np.random.Generator(philox).random((targets, draws))
-
-
-def offsets_of(counts: Array) -> npt.NDArray[np.int64]:
-    """Exclusive running sum: [0, c0, c0+c1, ...], int64 [N + 1]."""
-    offsets = np.zeros(len(counts) + 1, dtype=np.int64)
-    np.cumsum(counts, out=offsets[1:])
-    return offsets
-
-
-def ranges(starts: Array, lengths: Array) -> npt.NDArray[np.int64]:
-    """The concatenation of arange(start, start + length) for every pair, int64."""
-    lengths = np.asarray(lengths, dtype=np.int64)
-    ends = np.cumsum(lengths)
-    total = int(ends[-1]) if len(ends) else 0
-    out = np.repeat(np.asarray(starts, dtype=np.int64) - (ends - lengths), lengths)
-    out += np.arange(total, dtype=np.int64)
-    return out
 
 
 def take(encoded: Encoded, layout: Sequence[Field], targets: npt.NDArray[np.int64]) -> Encoded:
