@@ -47,6 +47,11 @@ class Ragged:
         """The array of one row, a view."""
         return self.values[self.offsets[row] : self.offsets[row + 1]]
 
+    def slice(self, start: int, stop: int) -> Ragged:
+        """Consecutive rows, as views."""
+        bounds = self.offsets[start : stop + 1]
+        return Ragged(self.values[bounds[0] : bounds[-1]], bounds - bounds[0])
+
     @property
     def lengths(self) -> npt.NDArray[np.int64]:
         """Items of each row, int64 [rows]."""

@@ -8,12 +8,13 @@ from typing import Any
 from pipeline.targets.codecs.base import Codec, Encoded, Field, NonFiniteLogits
 from pipeline.targets.codecs.dense import Dense
 from pipeline.targets.codecs.threshold import Threshold
+from pipeline.targets.codecs.threshold_v1 import ThresholdV1
 from pipeline.targets.codecs.topk import TopK
 from pipeline.targets.strict import build, nearest
 
 CODECS: dict[str, type[Codec]] = {codec.kind: codec for codec in (Dense, TopK, Threshold)}
 
-FORMER: dict[int, dict[str, type[Codec]]] = {}
+FORMER: dict[int, dict[str, type[Codec]]] = {1: {"threshold": ThresholdV1}}
 """By format version, what its kinds meant where that has changed since."""
 
 __all__ = [

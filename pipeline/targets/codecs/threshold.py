@@ -5,22 +5,32 @@ Knows how one distribution becomes a handful of entries and back; knows nothing 
 Let p be the softmax of a target's logits and lambda the codec's `threshold`.
 
 * The *head* is every class with p_i >= lambda; it is kept. The *tail* is the rest, of mass R.
-* The tail is sampled in n = ceil(R/lambda) *systematic* draws: with one uniform u, the points (u + j) R/n,
-  j = 0 .. n - 1, are laid on the running mass of the tail in id order, and each falls on one class. A draw
-  is an id alone, worth the n-th part of the tail. As R/n may be a little less than a tail class's p_i, a
-  class can be drawn twice; its id is then stored twice.
-* The values live on a grid of M = 65535 parts. [head in id order, tail] is rounded *together*: with a
-  second uniform v and the running sums S_i of M p, part i gets c_i = floor(S_i + v) - floor(S_(i-1) + v).
-  The last S is M exactly, so sum c = M: decoded weights are non-negative and sum to exactly one. If the
-  tail gets no part of the grid there is nothing to share out, and no draw is stored.
+* The tail is sampled in n *systematic* draws of about lambda each: with one uniform u, the points
+  (u + j) R/n, j = 0 .. n - 1, are laid on the running mass of the tail in id order, and each falls on one
+  class. A draw is an id alone, worth the n-th part of the tail. As R/n may be a little less than a tail
+  class's p_i, a class can be drawn twice; its id is then stored twice.
 
-Decoded: p_hat_i = c_i/M in the head, and (number of draws that hit i)/n * c_tail/M in the tail.
+Values are one byte each, rounded up or down at random so that their expectation is what they stand for; v is
+the target's second uniform.
 
-Unbiased: S_i + v is uniform on an interval of length one, so E floor(S_i + v) = S_i and E c_i = M p_i, for
-head classes and for the tail as a whole. A tail class owns p_i n/R of the n equal steps that the points
-stand in, so it is hit p_i n/R times on average. Hits depend on u alone and c_tail on v alone, and u and v
-are independent: E p_hat_i = (p_i n/R) (1/n) E[c_tail/M] = p_i. Dropping the draws when c_tail = 0 drops
-weights of zero.
+* The tail's mass is stored as m = floor(16 R/lambda + v) parts of lambda/16: n = ceil(m/16), and the byte is
+  m - 16 (n - 1) - 1. If m = 0 there is nothing to share out and no draw.
+* A head class that is not the likeliest has lambda <= p <= 1/2, and lies between two of 64 values in
+  geometric progression from lambda to 1/2. It becomes the upper one with the probability f that makes the
+  mean right, and all of a target's at once: of the fractions f in the order of falling p, F_i being their
+  running sums, class i goes up if floor(F_i + v) > floor(F_(i-1) + v).
+* The likeliest head class has no value: it is what the others and the tail leave of 1.
+* Without any head class, R = 1 is known, n = ceil(1/lambda), and nothing but ids is stored.
+
+Unbiased: floor(S + v) has the mean S, which settles R and the f of each head class; the likeliest one is 1
+minus unbiased estimates. A tail class owns p_i n/R of the n equal steps that the points stand in, so given n
+it is hit p_i n/R times on average, each worth Q/n with Q the stored mass. Given n, hits depend on u alone and
+Q on v alone, and u and v are independent: E p_hat_i = E[(p_i n/R) (Q/n)] = p_i E[Q]/R = p_i.
+
+Non-negative: the running sums of "went up" and of f differ by less than 1, and steps fall with p, so (Abel)
+all that the other head classes gain together is less than one step of the largest of them, at most
+p ((1 / (2 lambda))^(1/63) - 1) <= 0.13 p for lambda >= 1/4096; with the tail's lambda/16 that is less than
+the likeliest has.
 
 Least variance: of all unbiased estimates with a given expected number of entries, the one with the least
 squared error, and the least KL, keeps the heavy coordinates as they are and gives all sampled ones one
@@ -29,41 +39,55 @@ is also the form of VarOpt (Cohen et al., SODA 2009) and priority sampling (Duff
 systematic draws (Madow, 1949) reach it with a fixed n, since the hits of one class never differ by more
 than one. This codec is that optimum, but that n is rounded up to an integer so that the sum is exact. One
 lambda for all targets is what the least total variance at a given total number of entries asks for. The
-grid adds a standard deviation of at most 1/(2 M), 8e-6, to a head class and to the tail's mass.
+values' rounding adds a relative standard deviation of at most half a step (2.6 % at lambda = 0.02) to a head
+class, and at most lambda/32 to the tail's mass: beside the draws' own variance, about lambda R, next to
+nothing (docs/codecs.md has it measured).
 
-Entries: a target of h head classes stores h + ceil(R/lambda) of them, at most 1/lambda + 1; when R < 1/M it
-stores h alone with probability 1 - M R, so a target that is certain to five digits costs one entry.
+On disk, ids are ascending within the head (behind the likeliest) and within the tail, and stored as gaps: see
+`gaps`. docs/codecs.md has what else was tried.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
+import numpy.typing as npt
 
-from pipeline.targets.codecs import base
+from pipeline.targets.codecs import base, gaps
 from pipeline.targets.codecs.base import (
     Array,
     Codec,
+    Column,
     Encoded,
     Field,
     NonFiniteLogits,
     id_dtype,
-    offsets_of,
-    ranges,
 )
 from pipeline.targets.decoded import SparseTargets
+from pipeline.targets.ragged import Ragged, offsets_of, ranges
 
 if TYPE_CHECKING:
     import torch
 
-GRID = 65535
-"""Parts that a target's probability is cut into: M of the module's docstring."""
+PARTS = 16
+"""Parts of the threshold that the tail's mass is counted in."""
+
+VALUES = 64
+"""Probabilities that a head class which is not the likeliest can have."""
+
+LARGEST = 0.5
+"""Probability of a head class that is not the likeliest, at most."""
 
 BLOCK = 32
 """Classes that the torch implementation sums up first, and looks into only if the sum calls for it."""
+
+
+CHUNK = 2**15
+"""Entries unpacked at a time, or those of one row."""
 
 
 @dataclass(frozen=True)
@@ -84,19 +108,101 @@ class Threshold(Codec):
         if not isinstance(self.threshold, float) or not 1 / 4096 <= self.threshold <= 0.5:
             raise ValueError(f"threshold: must be between 1/4096 and 0.5, got {self.threshold!r}")
 
+    @property
+    def _headless_draws(self) -> int:
+        """Draws of a target without a head class."""
+        return math.ceil(1 / self.threshold)
+
+    def _grid(self) -> npt.NDArray[np.float64]:
+        """The values of a head class that is not the likeliest, float64 [VALUES], rising."""
+        return np.geomspace(self.threshold, LARGEST, VALUES)
+
     def layout(self, size: int) -> tuple[Field, ...]:
-        """Counts are one byte each if 1 / threshold <= 255. head_ids ascend, head_values are their c_i;
-        tail_ids ascend, with repetitions.
+        """Counts are one byte each if 1 / threshold <= 254.
+
+        ids: of each target the head, the likeliest first and the others ascending, and then the tail's draws,
+        ascending, with repetitions. values: of the likeliest the byte of the tail's mass (0 without a draw),
+        of the other head classes their places in the geometric progression.
         """
-        count = "|u1" if math.ceil(1 / self.threshold) <= 255 else "<u2"
-        ids = id_dtype(size)
+        count = "|u1" if self._headless_draws < 255 else "<u2"
         return (
+            Field("count", count),
             Field("head_count", count),
-            Field("tail_count", count),
-            Field("head_ids", ids, counted_by="head_count"),
-            Field("head_values", "<u2", counted_by="head_count"),
-            Field("tail_ids", ids, counted_by="tail_count"),
+            Field("ids", id_dtype(size), counted_by="count"),
+            Field("values", "|u1", counted_by="head_count"),
         )
+
+    def columns(self, size: int) -> tuple[Column, ...]:
+        """Counts and values as they are; the ids of head and tail as the codes and bits of their gaps."""
+        count = self.layout(size)[0].dtype
+        return (
+            Column("count", count),
+            Column("head_count", count),
+            Column("values", "|u1"),
+            *(Column(f"{part}_{what}", "|u1") for part in ("head", "tail") for what in ("codes", "bits")),
+        )
+
+    def pack(self, encoded: Encoded, counts: npt.NDArray[np.int64], size: int) -> dict[str, Ragged]:
+        """See `Codec.pack`. The gap of the likeliest class, of the first behind it and of the first draw is
+        from 0.
+        """
+        bounds = offsets_of(counts)
+        heads = encoded["head_count"].astype(np.int64)
+        tails = encoded["count"].astype(np.int64) - heads
+        first, ids = offsets_of(encoded["count"])[:-1], encoded["ids"].astype(np.int64)
+        packed = {name: Ragged(encoded[name], bounds) for name in ("count", "head_count")}
+        packed["values"] = Ragged(encoded["values"], offsets_of(heads)[bounds])
+        for part, starts, lengths in (("head", first, heads), ("tail", first + heads, tails)):
+            places = ranges(starts, lengths)
+            steps = ids[places]
+            steps[1:] -= ids[places[:-1]]
+            offsets = offsets_of(lengths)
+            begins = offsets[:-1][lengths > 0]
+            steps[begins] = ids[places[begins]]
+            if part == "head":
+                seconds = offsets[:-1][lengths > 1] + 1
+                steps[seconds] = ids[places[seconds]]
+            codes, packed[f"{part}_bits"] = gaps.encode(steps, offsets[bounds])
+            packed[f"{part}_codes"] = Ragged(codes, offsets[bounds])
+        return {column.name: packed[column.name] for column in self.columns(size)}
+
+    def unpack(self, stored: Mapping[str, Ragged], counts: npt.NDArray[np.int64], size: int) -> Encoded:
+        """See `Codec.unpack`. Some rows at a time, so that what is in between stays in the cache."""
+        bounds = offsets_of(counts)
+        for name in ("count", "head_count"):
+            if not np.array_equal(stored[name].offsets, bounds):
+                raise ValueError(f"{name} disagrees with the targets of its row")
+        count, head_count = stored["count"].values, stored["head_count"].values
+        if (head_count > count).any():
+            raise ValueError("head_count is more than all entries of a target")
+        heads, entries = offsets_of(head_count), offsets_of(count)
+        for name, expected in (
+            ("values", heads[bounds]),
+            ("head_codes", heads[bounds]),
+            ("tail_codes", (entries - heads)[bounds]),
+        ):
+            if not np.array_equal(stored[name].offsets, expected):
+                raise ValueError(f"{name} disagrees with the counts of its row")
+        values = stored["values"].values
+        if len(values) and (
+            int(values.max()) >= VALUES or int(values[heads[:-1][head_count > 0]].max()) >= PARTS
+        ):
+            raise ValueError("values holds one that is none")
+        ids = np.empty(int(entries[-1]), dtype=id_dtype(size))
+        row = 0
+        while row < len(counts):
+            stop = max(row + 1, int(np.searchsorted(entries[bounds], entries[bounds[row]] + CHUNK)))
+            stop = min(stop, len(counts))
+            some = slice(int(bounds[row]), int(bounds[stop]))
+            part = {
+                name: (stored[f"{name}_codes"].slice(row, stop), stored[f"{name}_bits"].slice(row, stop))
+                for name in ("head", "tail")
+            }
+            ids[entries[some.start] : entries[some.stop]] = _ids(
+                part, count[some].astype(np.int64), head_count[some].astype(np.int64), size
+            )
+            row = stop
+        return {"count": count, "head_count": head_count, "ids": ids, "values": values}
 
     def encode(self, logits: Array, uniforms: Array) -> Encoded:
         """See `Codec.encode`; uniforms are u and v of each target."""
@@ -111,20 +217,23 @@ class Threshold(Codec):
         """One target, [V]: the module's docstring, line by line."""
         mass = np.exp(logits.astype(np.float64) - np.float64(logits.max()))
         is_head = mass >= self.threshold * mass.sum()
-        head = np.flatnonzero(is_head)
         running = np.cumsum(np.where(is_head, 0.0, mass))
-        sums = np.cumsum(mass[head])
-        tail = running[-1]
-        # Summed in the same order as `sums`, so that without a tail the last sum is M to the last bit.
-        total = tail + (sums[-1] if len(head) else 0.0)
-        # S + v may round up to M + 1 when both are as large as they get.
-        parts = np.minimum(np.floor(GRID * (sums / total) + v), GRID)
-        kept = parts[-1] if len(head) else 0
-        draws = math.ceil(tail / total / self.threshold) if kept < GRID else 0
+        tail, total = running[-1], running[-1] + mass[is_head].sum()
+        head = np.flatnonzero(is_head)
+        if len(head):
+            parts = math.floor(PARTS * (tail / total / self.threshold) + v)
+            draws = math.ceil(parts / PARTS)
+            falling = head[np.argsort(-mass[head], kind="stable")]
+            places = _round(mass[falling[1:]] / total, v, self._grid())
+            order = np.argsort(falling[1:])
+            head = np.concatenate([falling[:1], falling[1:][order]])
+            values = np.concatenate([[parts - PARTS * (draws - 1) - 1 if draws else 0], places[order]])
+        else:
+            draws, values = self._headless_draws, np.zeros(0)
         points = (u + np.arange(draws)) / max(draws, 1) * tail
         # The last point may round up to the whole tail; it belongs to the last class that has any mass.
         drawn = np.searchsorted(running, np.minimum(points, np.nextafter(tail, 0.0)), side="right")
-        columns = (len(head), draws, head, np.diff(parts, prepend=0.0), drawn)
+        columns = (len(head) + draws, len(head), np.concatenate([head, drawn]), values)
         return {
             stored.name: np.atleast_1d(column).astype(stored.dtype)
             for stored, column in zip(self.layout(size), columns, strict=True)
@@ -134,10 +243,11 @@ class Threshold(Codec):
         """The same on the tensor's device, in one pass over the logits.
 
         Probabilities are float32 (float64 for float64 logits), their running sums float64. The result is that
-        of `encode` unless rounding decides: a probability within 1e-6 (relative) of the threshold, or a point
-        within 1e-6 of the border between two classes, whose neighbour it then takes; or M times a head's
-        running sum within 0.01 of a grid line, and a value differs by 1/M. Probabilities below 1e-38 count as
-        zero. A target's result does not depend on the others in the call.
+        of `encode` unless rounding decides: a probability within 1e-6 (relative) of the threshold, or of the
+        likeliest other one; a point within 1e-6 of the border between two classes, whose neighbour it then
+        takes; parts of the tail or running fractions within 1e-2 of a whole number, and a value is the next
+        one. Probabilities below 1e-38 count as zero. A target's result does not depend on the others in the
+        call.
         """
         import torch
 
@@ -183,29 +293,45 @@ class Threshold(Codec):
         inside = flat.index_select(0, heavy).double()
         is_head = inside >= least[heavy // blocks, None]
         at, lane = is_head.nonzero(as_tuple=True)
-        row, head = heavy[at] // blocks, heavy[at] % blocks * BLOCK + lane
+        row, ids = heavy[at] // blocks, heavy[at] % blocks * BLOCK + lane
         head_count = torch.bincount(row, minlength=count)
-        rank = torch.arange(len(row), device=p.device) - (head_count.cumsum(0) - head_count)[row]
-        sums = mass.new_zeros(count, max(1, int(head_count.max())))
-        sums[row, rank] = inside[at, lane]
-        sums = sums.cumsum(dim=1)
+        first = head_count.cumsum(0) - head_count
+        rank = torch.arange(len(row), device=p.device) - first[row]
+        head = mass.new_zeros(count, max(1, int(head_count.max())))
+        head[row, rank] = inside[at, lane]
 
         # Tail: the same sums without the head.
         flat[heavy[at], lane] = 0.0
         mass.view(-1)[heavy] = inside.masked_fill_(is_head, 0.0).sum(dim=1)
         running = mass.cumsum(dim=1)
         tail = running[:, -1:]
-        total = sums[:, -1:] + tail
-        grid = (GRID * (sums / total) + v).floor().clamp(max=GRID)
-        values = grid.diff(dim=1, prepend=grid.new_zeros(count, 1))[row, rank]
-        draws = (tail / total / self.threshold).ceil() * (grid[:, -1:] < GRID)
+        total = head.sum(dim=1, keepdim=True) + tail
+        has_head = head_count[:, None] > 0
+        parts = (PARTS * (tail / total / self.threshold) + v).floor()
+        draws = torch.where(has_head, (parts / PARTS).ceil(), float(self._headless_draws))
+
+        # Values: of the likeliest the tail's, behind it the others' by ascending id.
+        falling, order = (head / total).sort(dim=1, descending=True, stable=True)
+        placed = torch.zeros_like(head, dtype=torch.int64).scatter_(
+            1, order[:, 1:], self._round_torch(falling[:, 1:].contiguous(), v)
+        )
+        likeliest = order[:, :1]
+        byte = torch.where(draws > 0, parts - PARTS * (draws - 1) - 1, 0.0).long()
+        placed.scatter_(1, likeliest, byte)
+        chosen = likeliest[row, 0]
+        behind = torch.where(rank == chosen, 0, rank + (rank < chosen))
+        values = torch.empty_like(ids).scatter_(0, first[row] + behind, placed[row, rank])
+        entries = head_count + draws[:, 0].long()
+        begin = entries.cumsum(0) - entries
+        together = ids.new_empty(int(entries.sum()))
+        together[begin[row] + behind] = ids
 
         # Draws: first the block that a point falls into, then the class in it.
         step = torch.arange(int(draws.max()), device=p.device)
         points = (u + step) / draws.clamp(min=1) * tail
         points = torch.minimum(points, torch.nextafter(tail, torch.zeros_like(tail)))
         wanted = step < draws
-        row = wanted.nonzero()[:, 0]
+        row, number = wanted.nonzero(as_tuple=True)
         block = torch.searchsorted(running, points, right=True)[wanted]
         hit = row * blocks + block
         inner = flat.index_select(0, hit).double().cumsum(dim=1)
@@ -215,37 +341,102 @@ class Threshold(Codec):
         drawn = block * BLOCK + torch.searchsorted(inner, point[:, None], right=True).squeeze(1)
         # An accelerator's parallel running sums may rise by a rounding error where there is no mass.
         drawn.clamp_(max=size - 1)
+        together[(begin + head_count)[row] + number] = drawn
 
-        columns = (head_count, draws[:, 0], head, values, drawn)
+        columns = (entries, head_count, together, values)
         return {
             stored.name: column.cpu().numpy().astype(stored.dtype)
             for stored, column in zip(self.layout(size), columns, strict=True)
         }
 
+    def _round_torch(self, falling: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        """`_round` of each row of probabilities, [n, k], padded with zeros behind its own; v: [n, 1]."""
+        import torch
+
+        grid = torch.from_numpy(self._grid()).to(falling.device)
+        low = (torch.searchsorted(grid, falling, right=True) - 1).clamp(0, VALUES - 2)
+        width = grid[low + 1] - grid[low]
+        up = torch.where((falling > 0) & (width > 0), (falling - grid[low]) / width, 0.0).clamp(0, 1)
+        sums = up.cumsum(dim=1)
+        sums = torch.minimum(
+            (sums + v).floor(), sums.ceil()
+        )  # v is below 1, but a sum with it may be rounded
+        return low + sums.diff(dim=1, prepend=torch.zeros_like(v)).long()
+
     def decode(self, encoded: Encoded, size: int) -> SparseTargets:
         """See `SparseTargets`."""
-        heads = encoded["head_count"].astype(np.int64)
-        tails = encoded["tail_count"].astype(np.int64)
-        offsets = offsets_of(heads + tails)
-        in_head = ranges(offsets[:-1], heads)
-        in_tail = ranges(offsets[:-1] + heads, tails)
-        values = encoded["head_values"].astype(np.int64)
-        kept = np.diff(offsets_of(values)[offsets_of(heads)])
-        ids = np.empty(offsets[-1], dtype=np.int64)
-        weights = np.empty(offsets[-1], dtype=np.float32)
-        ids[in_head] = encoded["head_ids"]
-        ids[in_tail] = encoded["tail_ids"]
-        weights[in_head] = values / GRID
-        weights[in_tail] = np.repeat((GRID - kept) / (GRID * np.maximum(tails, 1)), tails)
-        return SparseTargets(ids, weights, offsets, heads, size)
+        heads, counts = encoded["head_count"].astype(np.int64), encoded["count"].astype(np.int64)
+        offsets, firsts = offsets_of(counts), offsets_of(heads)[:-1]
+        tails, has_head = counts - heads, heads > 0
+        left = np.ones(len(heads))
+        left[has_head] = self._left(encoded, firsts[has_head], tails[has_head])
+        values = self._grid()[encoded["values"]]
+        if len(likeliest := firsts[has_head]):
+            values[likeliest] = 0.0
+            values[likeliest] = 1.0 - left[has_head] - np.add.reduceat(values, likeliest)
+        weights = np.repeat((left / np.maximum(tails, 1)).astype(np.float32), counts)
+        weights[ranges(offsets[:-1], heads)] = values
+        return SparseTargets(encoded["ids"].astype(np.int64), weights, offsets, heads, size)
+
+    def _left(self, encoded: Encoded, likeliest: Array, tails: Array) -> Array:
+        """The tail's mass of targets with a head, whose likeliest has its value there; float64."""
+        parts = PARTS * (tails - 1) + encoded["values"][likeliest] + 1
+        return np.where(tails > 0, parts * (self.threshold / PARTS), 0.0)
 
     def statistics(self, encoded: Encoded, size: int) -> dict[str, float]:
         """entries: stored ids; captured_mass: the head's probability; payload_bytes per target."""
-        n = len(encoded["head_count"])
+        n = len(encoded["count"])
         if n == 0:
             return {"entries": 0.0, "captured_mass": 0.0, "payload_bytes": 0.0}
+        heads, counts = encoded["head_count"].astype(np.int64), encoded["count"].astype(np.int64)
+        has_head = heads > 0
+        left = self._left(encoded, offsets_of(heads)[:-1][has_head], (counts - heads)[has_head])
         return {
-            "entries": (len(encoded["head_ids"]) + len(encoded["tail_ids"])) / n,
-            "captured_mass": float(encoded["head_values"].sum(dtype=np.int64)) / GRID / n,
+            "entries": len(encoded["ids"]) / n,
+            "captured_mass": float(has_head.sum() - left.sum()) / n,
             "payload_bytes": sum(array.nbytes for array in encoded.values()) / n,
         }
+
+
+def _ids(
+    part: Mapping[str, tuple[Ragged, Ragged]],
+    counts: npt.NDArray[np.int64],
+    heads: npt.NDArray[np.int64],
+    size: int,
+) -> npt.NDArray[np.int64]:
+    """The ids of some targets, head and tail of each together. part: codes and bits by "head" and "tail"."""
+    first = offsets_of(counts)[:-1]
+    ids = np.empty(int(counts.sum()), dtype=np.int64)
+    in_tail = np.ones(len(ids), dtype=np.bool_)
+    in_tail[ranges(first, heads)] = False
+    for name, lengths, mine in (("head", heads, ~in_tail), ("tail", counts - heads, in_tail)):
+        codes, bits = part[name]
+        try:
+            steps = gaps.decode(codes.values, bits, codes.offsets).astype(np.int64)
+        except ValueError as error:
+            raise ValueError(f"{name}_codes: {error}") from error
+        begins = offsets_of(lengths)[:-1]
+        if name == "head":
+            # The others count from 0: take back the likeliest.
+            likeliest = begins[lengths > 1]
+            steps[likeliest + 1] -= steps[likeliest]
+        # One running sum over all targets: each begins by taking back the one before.
+        begins = begins[lengths > 0]
+        if len(begins):
+            steps[begins[1:]] -= np.add.reduceat(steps, begins)[:-1]
+        found = np.cumsum(steps, out=steps)
+        if len(found) and int(found.max()) >= size:
+            raise ValueError(f"{name}_codes: a class is beyond the {size} of the head")
+        ids[mine] = found
+    return ids
+
+
+def _round(falling: Array, v: float, grid: Array) -> Array:
+    """Places in the grid of probabilities in falling order, each with the right mean; int64 [k]."""
+    low = np.clip(np.searchsorted(grid, falling, side="right") - 1, 0, VALUES - 2)
+    width = grid[low + 1] - grid[low]
+    up = np.clip(np.divide(falling - grid[low], width, out=np.zeros_like(falling), where=width > 0), 0, 1)
+    sums = np.cumsum(up)
+    sums = np.minimum(np.floor(sums + v), np.ceil(sums))  # v is below 1, but a sum with it may be rounded up
+    places: Array = low + np.diff(sums, prepend=0.0).astype(np.int64)
+    return places

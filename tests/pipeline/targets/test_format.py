@@ -116,8 +116,8 @@ def test_every_file_of_a_store_is_in_the_documentation(tmp_path: Path, kit: Any)
     for key in json.loads(store.spec.to_json()):
         assert f"`{key}`" in text
     for head in (Dense(), TopK(), Threshold()):
-        for field in head.layout(10):
-            assert f"| `{field.name}` |" in text
+        for column in head.columns(10):
+            assert f"`{column.name}`" in text
 
 
 GOLDEN_STORES = sorted(path.parent for path in GOLDEN.glob("v*/*/expected.json"))

@@ -188,9 +188,10 @@ HOSTILE = {
     "two images in a row": ("in.image", blobs(6, 12, 6)),
     "a target missing": ("logits.head_count", blobs(2, 0, 4)),
     "counts larger than their entries": ("logits.head_count", pa.array([b"\xff\xff", b"", b"\xff" * 5])),
-    "counts smaller than their entries": ("logits.tail_count", pa.array([b"\0\0", b"", b"\0" * 5])),
-    "ids of another length": ("logits.head_ids", blobs(2, 0, 2)),
-    "half an id": ("logits.tail_ids", blobs(3, 0, 2)),
+    "counts smaller than their entries": ("logits.count", pa.array([b"\0\0", b"", b"\0" * 5])),
+    "codes of another length": ("logits.head_codes", blobs(2, 0, 2)),
+    "bits that no code asks for": ("logits.tail_bits", blobs(300, 0, 2)),
+    "codes beyond the last": ("logits.tail_codes", blobs(3, 0, 2)),
     "a dense target missing": ("topic.logits", blobs(22, 0, 22)),
     "two dense targets in a row": ("topic.logits", blobs(22, 44, 22)),
 }

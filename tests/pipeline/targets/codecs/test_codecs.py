@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from pipeline.targets.codecs import Codec, Dense, NonFiniteLogits, Threshold, TopK, base, codec_from_json
+from pipeline.targets.ragged import Ragged
 
 CODECS = [
     Dense(),
@@ -177,3 +178,41 @@ def test_logits_that_are_a_strided_view_and_want_a_gradient_are_encoded_too(code
     strided = codec.encode_torch(logits, uniforms)
     dense = codec.encode_torch(logits.detach().contiguous(), uniforms)
     assert all(strided[name].tobytes() == dense[name].tobytes() for name in dense)
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@settings(deadline=None, max_examples=25)
+@given(drawn=logits_and_uniforms(), cuts=st.lists(st.integers(0, 5), max_size=4))
+def test_what_a_shard_stores_of_rows_is_what_they_hold(
+    implementation: str, drawn: tuple[base.Array, base.Array], cuts: list[int]
+) -> None:
+    logits, uniforms = drawn
+    count, size = logits.shape
+    counts = np.diff(np.array([0, *sorted(min(cut, count) for cut in cuts), count]))
+    for codec in CODECS:
+        encoded = encode(codec, implementation, logits, uniforms)
+        packed = codec.pack(encoded, counts, size)
+        columns = codec.columns(size)
+        assert list(packed) == [column.name for column in columns]
+        for column in columns:
+            assert packed[column.name].values.dtype == np.dtype(column.dtype)
+            assert packed[column.name].values.shape[1:] == column.shape
+            assert len(packed[column.name].lengths) == len(counts)
+        again = codec.unpack(packed, counts, size)
+        assert list(again) == list(encoded)
+        for name, array in encoded.items():
+            assert again[name].dtype == array.dtype
+            assert again[name].tobytes() == array.tobytes()
+
+
+@every_codec
+def test_columns_that_contradict_the_counts_are_refused_by_name(codec: Codec) -> None:
+    rng = np.random.default_rng(0)
+    encoded = codec.encode(rng.normal(size=(6, 40)).astype(np.float32), rng.random((6, codec.draws)))
+    packed = codec.pack(encoded, np.array([4, 2]), 40)
+    for name, stored in packed.items():
+        if not len(stored.values):
+            continue
+        shorter = Ragged(stored.values[:-1], np.minimum(stored.offsets, len(stored.values) - 1))
+        with pytest.raises(ValueError, match=name.partition("_")[0]):
+            codec.unpack({**packed, name: shorter}, np.array([4, 2]), 40)
