@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -27,6 +28,26 @@ def plan(
     measure: Annotated[
         bool, typer.Option("--measure", help="Label the first pending unit (it is kept) for an estimate.")
     ] = False,
+    budget: Annotated[
+        str | None,
+        typer.Option(
+            metavar="20B/token", help="Find the threshold that takes so many bytes; writes nothing."
+        ),
+    ] = None,
+    error: Annotated[
+        float | None,
+        typer.Option(min=0.0, help="Find the threshold of this squared gradient error; writes nothing."),
+    ] = None,
+    pilot: Annotated[
+        int, typer.Option(min=16, help="Targets that --budget and --error label for it.")
+    ] = 4096,
+    head: Annotated[str | None, typer.Option(help="The head to size, where the job keeps several.")] = None,
+    plot: Annotated[
+        Path | None, typer.Option(help="Draw error over bytes by codec into this .svg, .png or .pdf.")
+    ] = None,
+    price: Annotated[
+        float | None, typer.Option(min=0.0, help="Of a replica's hour, to say what it costs.")
+    ] = None,
 ) -> None:
     """List the corpus, cut it into units, estimate the work.
 
@@ -37,6 +58,12 @@ def plan(
     \b
       decant plan job.yaml
       decant plan job.yaml --measure corpus.unit_bytes=4194304
+      decant plan job.yaml --budget 12B/token --plot pilot.svg
+
+    With --budget or --error a pilot labels a few thousand targets in memory and says what threshold to take
+    and what it keeps: entries stored, the share of the probability stored exactly (head mass), the squared
+    error and the angle of the student's gradient against full distributions, and how much probability is in
+    the wrong place on average, which more data does not mend (misplaced).
 
     Next: decant label job.yaml
     """
@@ -44,7 +71,9 @@ def plan(
     from pipeline.prepare import prepare
 
     labelling = load_job(job, overrides or ()).labelling()
-
+    if budget is not None or error is not None:
+        _size(job, labelling, budget, error, pilot, head, plot, price)
+        return
     with err().status("listing the corpus, opening the teacher …"):
         store = prepare(labelling)
     if measure and (unit := next(iter(store.pending()), None)) is not None:
@@ -60,6 +89,44 @@ def plan(
         console.print(
             f"All units are labelled. Next: decant inspect {store.url}", soft_wrap=True, markup=False
         )
+
+
+def _size(
+    path: Path,
+    job: LabelJob,
+    budget: str | None,
+    error: float | None,
+    targets: int,
+    head: str | None,
+    plot: Path | None,
+    price: float | None,
+) -> None:
+    """A pilot: the threshold for a budget, what it keeps, and what the corpus will take."""
+    from jobs import sizing
+    from pipeline.pilot import Pilot
+
+    most = None if budget is None else sizing.parse_budget(budget)
+    console = out()
+    with err().status("opening the teacher, answering the pilot's targets …") as status:
+        found = Pilot(job, targets, head)
+        status.update(f"looking for a threshold with {count(found.targets)} targets …")
+        chosen = sizing.choose(found, most, error)
+        points = sizing.compared(found, chosen, status.update)
+        status.update("counting the corpus …")
+        corpus = sizing.Corpus(
+            targets=(total := sum(unit.size_bytes for unit in job.corpus.units()) * found.targets_per_byte()),
+            seconds=total * found.seconds_per_target(),
+            replicas=job.label.replicas.max if job.label.engine == "ray" else 1,
+        )
+        if plot is not None:
+            sizing.draw(found, points[0], plot, status.update)
+    target = "token" if found.head.positions == "next_token" else "target"
+    console.print(sizing.table(points, corpus, target))
+    console.print(sizing.summary(corpus, f"{target}s", price), soft_wrap=True, markup=False)
+    if plot is not None:
+        console.print(f"drawn: {plot}", soft_wrap=True, markup=False)
+    setting = f"store.heads.{found.head.name}.threshold={chosen.threshold:.4g}"
+    console.print(f"Next: decant plan {path} {setting}", soft_wrap=True, markup=False)
 
 
 def _table(job: LabelJob, store: Store) -> Table:

@@ -135,3 +135,22 @@ def test_classes_are_labelled_and_shown_with_their_probabilities(tmp_path: Path,
     assert report["rows"][0]["key"] == "images.npy#0"
     assert "images.npy#0" in decant(tmp_path, "inspect", "store").stdout
     assert decant(tmp_path, "train", "job.yaml").exit_code == 0
+
+
+def test_a_budget_becomes_a_threshold_a_table_and_a_picture(small_job: Any, decant: Decant) -> None:
+    job, folder = str(small_job.file), small_job.folder
+    wanted = ("--budget", "12B/token", "--pilot", "300", "--plot", "pilot.svg", "--price", "2")
+    run = decant(folder, "plan", job, *wanted)
+    assert run.exit_code == 0, run.stderr
+    title, chosen, *others = (line.split() for line in run.stdout.splitlines())
+    assert title[:2] == ["codec", "B/token"]
+    assert chosen[:2] == ["→", "threshold"]
+    assert float(chosen[3]) <= 12.05
+    assert [line[0] for line in others[:3]] == ["threshold", "threshold", "topk"]
+    assert "replica hours" in run.stdout
+    assert f"store.heads.logits.threshold={chosen[2]}" in run.stdout
+    assert "<svg" in (folder / "pilot.svg").read_text()
+    assert not (folder / "store").exists()
+    wrong = decant(folder, "plan", job, "--budget", "plenty")
+    assert wrong.exit_code == 2
+    assert '"plenty" is no number of bytes' in wrong.stderr

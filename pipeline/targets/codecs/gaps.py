@@ -63,7 +63,7 @@ def decode(codes: Codes, bits: Ragged, bounds: Ints) -> npt.NDArray[np.unsignedi
     padded = np.concatenate([bits.values, np.zeros(8, np.uint8)])
     # Of every byte on, the word from there: an overlapping view, not a copy.
     words: npt.NDArray[np.unsignedinteger] = np.ndarray((len(bits.values) + 1,), word, padded, strides=(1,))
-    found = words[starts >> 3]
+    found: npt.NDArray[np.unsignedinteger] = words[starts >> 3]
     found >>= (starts & 7).astype(word)
     found &= _MASKS.astype(word)[codes]
     found += _BASES.astype(word)[codes]
