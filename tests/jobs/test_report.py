@@ -30,7 +30,7 @@ from jobs.demo.results import (
     TeacherResult,
     TextLeg,
 )
-from jobs.report import write_report
+from jobs.report.page import write_report
 
 RANDOM = random.Random(0)
 
