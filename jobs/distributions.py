@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.targets.decoded import DenseTargets, SparseTargets, Targets, TopKTargets
+from pipeline.targets.errors import CorruptShard
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
@@ -59,15 +60,30 @@ class Distributions:
 
 
 def distributions(decoded: Targets, start: int, stop: int) -> Distributions:
-    """The targets start:stop, at temperature 1."""
+    """The targets start:stop, at temperature 1. Raises CorruptShard for what is no distribution."""
     if isinstance(decoded, DenseTargets):
         logits = decoded.logits[start:stop].astype(np.float64)
-        weights = np.exp(logits - logits.max(axis=1, keepdims=True))
-        probabilities = weights / weights.sum(axis=1, keepdims=True)
-        return _rectangle(np.broadcast_to(np.arange(logits.shape[1]), logits.shape), probabilities)
+        with np.errstate(invalid="ignore"):  # of what is not finite becomes what is no number, refused below
+            weights = np.exp(logits - logits.max(axis=1, keepdims=True))
+            probabilities = weights / weights.sum(axis=1, keepdims=True)
+        ids = np.broadcast_to(np.arange(logits.shape[1]), logits.shape)
+        return _checked(_rectangle(ids, probabilities))
     if isinstance(decoded, TopKTargets):
-        return _rectangle(decoded.ids[start:stop], np.exp(decoded.log_probs[start:stop].astype(np.float64)))
-    return _sparse(decoded, start, stop)
+        ids = _classes(decoded.ids[start:stop], decoded.size)
+        return _checked(_rectangle(ids, np.exp(decoded.log_probs[start:stop].astype(np.float64))))
+    return _checked(_sparse(decoded, start, stop))
+
+
+def _classes(ids: Ints, size: int) -> Ints:
+    if ids.size and not 0 <= ids.min() <= ids.max() < size:
+        raise CorruptShard(f"it names class {ids.max()} of {size}")
+    return ids
+
+
+def _checked(found: Distributions) -> Distributions:
+    if not np.isfinite(found.probabilities).all():
+        raise CorruptShard("it has a probability that is no number")
+    return found
 
 
 def _rectangle(ids: Ints, probabilities: Floats) -> Distributions:
@@ -84,7 +100,8 @@ def _sparse(decoded: SparseTargets, start: int, stop: int) -> Distributions:
     counts = np.diff(bounds)
     targets = np.repeat(np.arange(len(counts)), counts)
     place = np.arange(bounds[0], bounds[-1]) - bounds[:-1][targets]
-    named, inverse = np.unique(targets * decoded.size + decoded.ids[part], return_inverse=True)
+    ids = _classes(decoded.ids[part], decoded.size)
+    named, inverse = np.unique(targets * decoded.size + ids, return_inverse=True)
     head = np.zeros(len(named), dtype=np.bool_)
     head[inverse[place < decoded.head_counts[start:stop][targets]]] = True
     weights = _sums(inverse, decoded.weights[part], len(named))

@@ -19,6 +19,7 @@ import numpy.typing as npt
 from jobs.distributions import Distributions, distributions
 from jobs.viewer.pictures import draw, is_picture
 from pipeline.targets.decoded import DenseTargets, SparseTargets, Targets, TopKTargets
+from pipeline.targets.errors import CorruptShard
 from pipeline.targets.rows import Rows
 from pipeline.targets.spec import TOKENS, Head, Spec
 
@@ -72,7 +73,7 @@ class Builder:
     _shapes: dict[str, type[Targets]] = field(default_factory=dict)
 
     def row(self, commit: Commit, row: Rows) -> dict[str, Any]:
-        """One row. Its `heads` stand in the order of `heads`."""
+        """One row, its heads in the order of `heads`. Raises CorruptShard for what is no distribution."""
         out: dict[str, Any] = {
             "key": row.keys[0],
             "unit": commit.unit,
@@ -80,6 +81,7 @@ class Builder:
             "views": int(row.views[0]),
             "pictures": [],
             "inputs": [],
+            "heads": [],
         }
         ids = None
         for item in self.spec.inputs:
@@ -99,7 +101,12 @@ class Builder:
             # In UTF-16 units, as a script counts.
             out["lengths"] = _packed([len(text.encode("utf-16-le", "surrogatepass")) // 2 for text in texts])
             out["length"] = len(ids)
-        out["heads"] = [self._head(head, row, ids) for head in self.spec.heads]
+        for head in self.spec.heads:
+            try:
+                out["heads"].append(self._head(head, row, ids))
+            except CorruptShard as error:
+                where = f"head {head.name} of {row.keys[0]}, shard {commit.shard}"
+                raise CorruptShard(f"{where}: {error}; discard its unit and label again") from error
         return out
 
     def heads(self) -> list[dict[str, Any]]:

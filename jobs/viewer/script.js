@@ -260,7 +260,7 @@ function show(token) {
   const spans = token.parentElement.children;
   const { text } = data.rows[token.row];
   const before = inLine(text.slice(Math.max(0, token.start - CONTEXT), token.start));
-  const context = make("p", "context", before, make("b", "", inLine(text.slice(token.start, token.stop))), " …");
+  const context = make("p", "context", before, make("b", "", inLine(text.slice(token.start, token.stop)).replace(/ /g, "·")), " …");
   const facts = make("p", "facts",
     `entropy ${found.entropy.toFixed(2)} nats · ${plural(found.stored, "class").replace("classs", "classes")} stored`);
   tip.replaceChildren(context, facts, table(coloured, found));

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from jobs.distributions import distributions
 from pipeline.targets.codecs import Codec, Dense, Threshold, TopK
 from pipeline.targets.codecs.base import uniforms
-from pipeline.targets.decoded import SparseTargets, Targets
+from pipeline.targets.decoded import DenseTargets, SparseTargets, Targets, TopKTargets
+from pipeline.targets.errors import CorruptShard
 
 SIZE, TARGETS = 50, 40
 
@@ -103,3 +104,22 @@ def test_draws_of_one_class_add_up_in_any_vocabulary(
         shares = [target.count(number) / len(target) for number in expected]
         np.testing.assert_allclose(found.probabilities[part], shares, rtol=1e-6)
         assert found.is_head[part].tolist() == [number in target[: heads[n]] for number in expected]
+
+
+ONE = np.ones((1, 1), dtype=np.float32)
+
+
+@pytest.mark.parametrize(
+    ("decoded", "complaint"),
+    [
+        (DenseTargets(np.full((1, 3), np.nan, dtype=np.float32)), "no number"),
+        (DenseTargets(np.full((1, 3), -np.inf, dtype=np.float32)), "no number"),
+        (TopKTargets(np.array([[3]]), -ONE, (1.0,), -ONE, 3), "class 3 of 3"),
+        (TopKTargets(np.array([[0]]), np.inf * ONE, (1.0,), -ONE, 3), "no number"),
+        (SparseTargets(np.array([9]), ONE[0], np.array([0, 1]), np.array([1]), 3), "class 9 of 3"),
+        (SparseTargets(np.array([0]), np.nan * ONE[0], np.array([0, 1]), np.array([1]), 3), "no number"),
+    ],
+)
+def test_what_is_no_distribution_is_refused(decoded: Targets, complaint: str) -> None:
+    with pytest.raises(CorruptShard, match=complaint):
+        distributions(decoded, 0, 1)

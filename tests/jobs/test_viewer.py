@@ -23,6 +23,7 @@ from jobs.viewer.page import write_page
 from pipeline.targets import Head, Input, Quarantined, Ragged, Rows, Slice, Spec, Store, Unit
 from pipeline.targets.codecs import Codec, Dense, Threshold, TopK
 from pipeline.targets.codecs.base import offsets_of
+from pipeline.targets.errors import CorruptShard
 from pipeline.targets.spec import Vocabulary
 
 SIZE = 320
@@ -183,6 +184,30 @@ def test_the_data_of_hostile_texts_is_json_without_markup(tmp_path: Path, tokeni
     assert "<" not in data[0]
     assert data[0].isascii()
     assert [(row["key"], row["text"]) for row in json.loads(data[0])["rows"]] == keys
+
+
+def test_a_row_that_is_no_distribution_is_named(tmp_path: Path, tokenizer: Any) -> None:
+    spec = Spec(
+        inputs=(),
+        heads=(Head("logits", 3, "single", Dense("float32")),),
+        teacher={"kind": "fake", "fingerprint": "t"},
+        views={"kind": "arrays", "fingerprint": "v"},
+    )
+    one = np.ones(1, dtype=np.int32)
+    rows = Rows(
+        spec=spec,
+        keys=["bird#7"],
+        row=np.zeros(1, dtype=np.int64),
+        view=0 * one,
+        views=one,
+        targets=0 * one,
+        inputs={},
+        heads={"logits": {"logits": np.full((1, 3), np.nan, dtype="<f4")}},
+    )
+    store = make_store(tmp_path / "store", spec, rows)
+    with pytest.raises(CorruptShard, match=r"head logits of bird#7, shard shards/.*: it has a probability"):
+        write_page(store, tmp_path / "page.html")
+    assert not (tmp_path / "page.html").exists()
 
 
 @settings(deadline=None, max_examples=50)
