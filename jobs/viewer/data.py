@@ -119,7 +119,8 @@ class Builder:
                 "meaning": ENTROPY_IS.get(self._shapes.get(head.name), ""),
                 "partial": self._shapes.get(head.name) is TopKTargets,
                 "top": self._top(head.name),
-                "words": self._words(head),
+                "words": (words := self._words(head)),
+                "named": bool(words),
             }
             for head in self.spec.heads
         ]

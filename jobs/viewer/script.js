@@ -8,6 +8,7 @@ const [list, tip, search, count, choice, scale, legend] =
 const LEVELS = 9; // of colour
 const CONTEXT = 40; // characters before the token that the tip is about
 const CLASSES = 5; // of a target that is not a token's
+const UNKNOWN = "not kept"; // a class whose probability is an unknown part of all others'
 const nextHeads = data.heads.flatMap((head, index) => (head.next ? [index] : []));
 let coloured = nextHeads[0]; // the head whose entropy colours the tokens, undefined if there is none
 let wanted = null; // what is searched for, as a regular expression
@@ -91,14 +92,15 @@ function bar(p, kind) {
 
 // The likeliest classes, the sum of all others, and the class that really came, with its bar and its mark.
 function table(head, { entries, came, rest, stored }, most = entries.length) {
-  const { size, words } = data.heads[head];
+  const { size, partial, named } = data.heads[head];
   const shown = entries.slice(0, most);
   const lines = shown.map(({ id, p, isHead }) => [came?.id === id ? "came" : "", id, p, isHead ? "head" : "tail"]);
   const others = entries.slice(most).reduce((sum, { p }) => sum + p, rest);
   const more = stored - shown.length;
-  const named = [more > 0 ? `${number(more)} more` : "", data.heads[head].partial && stored < size ? "all others" : ""];
+  const rests = [more > 0 ? `${number(more)} more` : "", partial && stored < size ? "all others" : ""].filter(Boolean);
   const isShown = came && shown.some(({ id }) => id === came.id);
-  if (came && !isShown) lines.push(["came", came.id, came.p, cameMark(head, came)]);
+  // What came may be one of the less likely stored classes, or none.
+  if (came && !isShown) lines.push(["came", came.id, came.p, came.p > 0 ? "" : partial ? UNKNOWN : "not drawn"]);
 
   const body = make("tbody");
   const add = (name, text, id, p, mark) => {
@@ -107,17 +109,9 @@ function table(head, { entries, came, rest, stored }, most = entries.length) {
     const known = mark === UNKNOWN ? "–" : written(p);
     body.append(make("tr", name, first, make("td", "n id", id), make("td", "n", known), bar(p, mark), make("td", "mark", mark)));
   };
-  for (const [name, id, p, mark] of lines) add(name, word(head, id), Object.keys(words).length ? String(id) : "", p, mark);
-  if (named.some(Boolean)) add("rest", named.filter(Boolean).join(", "), "", others, "");
+  for (const [name, id, p, mark] of lines) add(name, word(head, id), named ? String(id) : "", p, mark);
+  if (rests.length) add("rest", rests.join(", "), "", others, "");
   return make("table", "distribution", body);
-}
-
-const UNKNOWN = "not kept";
-
-// Of a class that came and is not shown: it may be one of the less likely stored ones.
-function cameMark(head, came) {
-  if (came.p > 0) return "";
-  return data.heads[head].partial ? UNKNOWN : "not drawn";
 }
 
 // Rows
@@ -168,7 +162,7 @@ function fill(article) {
   if (row.inputs.length) body.append(make("p", "inputs", row.inputs.map(escaped).join("; ")));
   if (row.text !== undefined) body.append(tokens(article.row));
   data.heads.forEach((head, index) => {
-    if (head.next) return;
+    if (head.next || !row.heads[index].targets) return;
     const title = data.heads.length > 1 ? [make("p", "name", head.name)] : [];
     body.append(make("div", "classes", ...title, table(index, target(article.row, index, 0), CLASSES)));
   });
@@ -217,7 +211,8 @@ const articles = data.rows.map((row, index) => {
 // The search
 
 const haystacks = data.rows.map((row, index) => {
-  const likeliest = data.heads.map((head, at) => (head.next ? "" : head.words[target(index, at, 0).entries[0].id] || ""));
+  const classes = data.heads.map((head, at) => (head.next ? null : target(index, at, 0)));
+  const likeliest = classes.map((found, at) => (found && data.heads[at].words[found.entries[0].id]) || "");
   return [row.key, row.text || "", ...likeliest].join("\n");
 });
 unpacked.clear();

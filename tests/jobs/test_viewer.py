@@ -79,15 +79,13 @@ def text_store(
     texts: Sequence[tuple[str, str]],
     codec: Codec | None = None,
     teacher: dict[str, Any] | None = None,
+    others: tuple[Head, ...] = (Head("topic", 2, "single", Dense()),),
     **kept: Any,
 ) -> Store:
-    """Rows of (key, text) with the distributions of a teacher that knows nothing; and two classes a row."""
+    """Rows of (key, text) of a teacher that knows nothing. codec: of its next tokens; others: more heads."""
     spec = Spec(
         inputs=(Input("tokens", "<u2", (None,)),),
-        heads=(
-            Head("logits", SIZE, "next_token", codec or Threshold(threshold=0.05)),
-            Head("topic", 2, "single", Dense()),
-        ),
+        heads=(Head("logits", SIZE, "next_token", codec or Threshold(threshold=0.05)), *others),
         teacher={"kind": "fake", "fingerprint": "t", **(teacher or {})},
         views={"kind": "windows", "fingerprint": "v"},
         vocabulary=Vocabulary(tokenizer.get_vocab_size(), SIZE, "0" * 64),
@@ -96,7 +94,8 @@ def text_store(
     lengths = np.array([len(row) for row in ids])
     rng = np.random.default_rng(0)
     heads = {}
-    for head, count in zip(spec.heads, (int((lengths - 1).sum()), len(texts)), strict=True):
+    for head in spec.heads:
+        count = len(texts) if head.positions == "single" else int((lengths - 1).sum())
         logits = rng.normal(0, 3, (count, head.size)).astype(np.float32)
         heads[head.name] = head.codec.encode(logits, rng.random((count, head.codec.draws)))
     rows = Rows(
@@ -401,6 +400,32 @@ def test_the_search_finds_text_and_keys_and_counts_them(
     assert "".join(hits).replace(" ", "") == "grassgrass"
     page.locator("#search").fill("")
     assert page.locator(".hit").count() == 0
+
+
+@in_browser
+def test_of_several_teachers_of_the_next_token_one_is_chosen(
+    tmp_path: Path, tokenizer: Any, open_page: Callable[..., Any]
+) -> None:
+    small = Head("small", SIZE, "next_token", TopK(k=4))
+    store = text_store(tmp_path / "store", tokenizer, [*BIRDS, ("one token", "a")], others=(small,))
+    write_page(store, tmp_path / "page.html", tokenizer=tokenizer)
+    page = open_page(tmp_path / "page.html")
+    page.evaluate("document.getElementById('rows').scrollIntoView()")
+    assert page.locator("#head option").all_inner_texts() == ["logits", "small"]
+    for head in ("small", "logits"):
+        page.locator("#head").select_option(label=head)
+        token(page, 0, 2).hover()
+        found = decoded_row(store, 0, head)
+        first = drawn_table(page.locator("#tip table"))[0]
+        assert float(first[2]) == pytest.approx(
+            found.probabilities[slice(*found.offsets[2:4])].max(), abs=1e-3
+        )
+        assert ("at most the teacher's own" in page.locator("#legend").inner_text()) == (head == "small")
+    last = page.locator("article").nth(3)
+    last.scroll_into_view_if_needed()
+    assert last.locator(".t").all_inner_texts() == ["a"]
+    last.locator(".t").hover()
+    assert page.locator("#tip").is_hidden()
 
 
 @in_browser
