@@ -342,7 +342,7 @@ function colour() {
   scale.replaceChildren("0", make("span", "swatches", ...swatches), `${top} nats or more`);
   legend.textContent =
     `The colour of a token is the entropy of what the teacher expects after it, ${meaning}. ` +
-    "Head: kept with the teacher's probability. Tail: a draw that stands for the rest.";
+    "Head: kept with the teacher's probability, as finely as the store has it. Tail: a draw that stands for the rest.";
   for (const article of articles.filter((one) => one.classList.contains("filled"))) {
     article.replaceChildren();
     article.classList.remove("filled");
