@@ -495,6 +495,7 @@ def test_a_thousand_rows_are_drawn_only_where_one_looks(
         rows = drawn()
         assert 3 < len(rows) <= most
         assert abs(rows[len(rows) // 2] - part * 1000) < 100
+    until(page, "document.querySelector('article:last-child').matches('.filled')")
     assert drawn()[-1] == 999
     # The scroll bar told the truth, within a row's guessed height.
     assert page.evaluate("document.documentElement.scrollHeight") == pytest.approx(height, rel=0.3)
