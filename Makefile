@@ -11,7 +11,7 @@ PYTEST := $(BIN)/python -m pytest -q --numprocesses $(WORKERS) --dist loadgroup
 
 .DEFAULT_GOAL := help
 BENCHMARKS := bench-bytes bench-read bench-label
-.PHONY: help install demo test test-fast lint format bench $(BENCHMARKS) clean
+.PHONY: help install chromium demo test test-fast lint format bench $(BENCHMARKS) clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -29,7 +29,13 @@ demo:  ## the main job on the Python sources of this machine, with a report (6 m
 	@$(MAKE) --no-print-directory install EXTRAS=demo
 	$(BIN)/decant demo
 
-test: install lint  ## linters, type checks and all tests
+chromium:  ## the browser that some tests open pages in, where apt-get can install it (else they are skipped)
+	@for name in chromium chromium-browser google-chrome; do command -v $$name >/dev/null && exit; done; \
+	test "$$(id -u)" = 0 && command -v apt-get >/dev/null && apt-get update -qq && \
+		apt-get install -y -qq --no-install-recommends chromium >/dev/null || \
+		echo "no Chromium, and apt-get cannot install it here: tests that open pages are skipped" >&2
+
+test: install lint chromium  ## linters, type checks and all tests
 	$(PYTEST) --durations=10
 
 test-fast: install  ## the default tier only

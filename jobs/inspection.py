@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from jobs.distributions import distributions
 from jobs.totals import Extent, Totals, targets_are
-from pipeline.targets.decoded import DenseTargets, SparseTargets, Targets, TopKTargets
+from pipeline.targets.decoded import Targets
 from pipeline.targets.errors import SpecMismatch, UserError
 from pipeline.targets.ragged import Ragged
 from pipeline.targets.rows import Rows
@@ -177,17 +178,8 @@ def _target(
 
 def distribution(decoded: Targets, at: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
     """One target's stored classes, ids [n] without repetition, and their probabilities [n]."""
-    if isinstance(decoded, DenseTargets):
-        logits = decoded.logits[at].astype(np.float64)
-        weights = np.exp(logits - logits.max())
-        return np.arange(len(logits)), weights / weights.sum()
-    if isinstance(decoded, TopKTargets):
-        return decoded.ids[at], np.exp(decoded.log_probs[at].astype(np.float64))
-    assert isinstance(decoded, SparseTargets)
-    part = slice(decoded.offsets[at], decoded.offsets[at + 1])
-    ids, inverse = np.unique(decoded.ids[part], return_inverse=True)
-    weights = decoded.weights[part].astype(np.float64)
-    return ids, np.bincount(inverse, weights=weights, minlength=len(ids)).astype(np.float64)
+    one = distributions(decoded, at, at + 1)
+    return one.ids, one.probabilities
 
 
 def bars(histogram: Sequence[int]) -> str:

@@ -3,22 +3,29 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderResult
 from rich.markup import escape
 from rich.table import Table
 
 from jobs.commands.arguments import Options, StoreUrl, open_store
-from jobs.terminal import count, duration, out, size
+from jobs.progress import Display
+from jobs.terminal import bar, count, duration, err, out, size
+from pipeline.targets.errors import UserError
 
 if TYPE_CHECKING:
-    from pipeline.targets.store import Store
+    from tokenizers import Tokenizer
 
+    from pipeline.targets.store import Store
 
 TEXT = 400
 """Characters of a row's text that are shown."""
+
+ROWS, POSITIONS, ENTRIES = (3, 200), (12, 512), (5, 12)
+"""What is shown if nothing else is asked for: on the terminal, and on a page."""
 
 
 def register(app: typer.Typer) -> None:
@@ -28,12 +35,28 @@ def register(app: typer.Typer) -> None:
 
 def inspect(
     store: StoreUrl,
-    rows: Annotated[int, typer.Option(min=0, help="Decoded rows to show.")] = 3,
+    rows: Annotated[
+        int | None, typer.Option(min=0, help="Rows to show (default 3, on a page 200).", show_default=False)
+    ] = None,
     unit: Annotated[
         str | None, typer.Option(help="Take the rows of this unit (the first digits of its id).")
     ] = None,
-    positions: Annotated[int, typer.Option(min=1, help="Positions of a text row to show.")] = 12,
-    entries: Annotated[int, typer.Option(min=1, help="Likeliest tokens or classes to show of each.")] = 5,
+    positions: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Positions of a text row to show (default 12, evenly spread; on a page the first 512).",
+            show_default=False,
+        ),
+    ] = None,
+    entries: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Likeliest tokens or classes to show of each (default 5, on a page 12).",
+            show_default=False,
+        ),
+    ] = None,
     tokenizer: Annotated[
         str | None,
         typer.Option(metavar="DIR", help="The tokenizer's directory, to show text instead of ids."),
@@ -42,6 +65,15 @@ def inspect(
         bool, typer.Option("--quarantine", help="List what could not be labelled, and why, instead of rows.")
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Everything as one JSON object.")] = False,
+    html: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Write one self-contained HTML page with rows, progress and quarantine.",
+            dir_okay=False,
+            show_default=False,
+        ),
+    ] = None,
     option: Options = None,
 ) -> None:
     """Show a store's spec, its progress, and decoded rows.
@@ -54,15 +86,26 @@ def inspect(
       decant inspect job.yaml
       decant inspect runs/store --tokenizer models/teacher --rows 1 --positions 40
       decant inspect s3://bucket/store --quarantine
+      decant inspect job.yaml --html store.html
 
     Next: decant verify STORE, decant train job.yaml
     """
     from jobs import inspection
 
+    if html is not None and (as_json or quarantine):
+        other = "--json" if as_json else "--quarantine"
+        raise UserError(f"--html and {other}: give one of them (a page has rows and quarantine)")
+    rows, positions, entries = (
+        default[html is not None] if given is None else given
+        for given, default in ((rows, ROWS), (positions, POSITIONS), (entries, ENTRIES))
+    )
     opened, named = open_store(store, option)
     words = None
     if (tokenizer or named) and opened.spec.vocabulary is not None:
         words = inspection.load_tokenizer(str(tokenizer or named), opened.spec)
+    if html is not None:
+        _page(opened, html, words, unit, rows, positions, entries)
+        return
     report: dict[str, Any] = {
         "store": opened.url,
         "spec": inspection.spec_data(opened.spec),
@@ -98,6 +141,56 @@ def inspect(
         console.print(f"{item['code']}  {item['key']}{view}: {item['reason']}", soft_wrap=True, markup=False)
     if report.get("rows") and opened.spec.vocabulary is not None and words is None:
         console.print("To see text instead of ids: --tokenizer DIR", markup=False)
+
+
+class PageView:
+    """Rows read so far."""
+
+    note = ""
+
+    def __init__(self, rows: int) -> None:
+        self.rows, self.done = rows, 0
+        self.messages: list[str] = []
+
+    def on_row(self) -> None:
+        """Takes one more row."""
+        self.done += 1
+
+    def line(self) -> str:
+        """All of it in one plain line."""
+        return f"read {count(self.done)} of at most {count(self.rows)} rows"
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        yield bar(self.done, self.rows, options.max_width)
+        yield self.line()
+
+
+def _page(
+    store: Store,
+    path: Path,
+    words: Tokenizer | None,
+    unit: str | None,
+    rows: int,
+    positions: int,
+    entries: int,
+) -> None:
+    from jobs.viewer.page import write_page
+
+    view = PageView(rows)
+    with Display(view, err()):
+        shown = write_page(
+            store,
+            path,
+            tokenizer=words,
+            unit=unit,
+            rows=rows,
+            tokens=positions,
+            entries=entries,
+            on_row=view.on_row,
+        )
+    out().print(f"{path}: {count(shown)} rows, {size(path.stat().st_size)}", soft_wrap=True, markup=False)
+    if store.spec.vocabulary is not None and words is None:
+        out().print("To see text instead of ids: --tokenizer DIR", markup=False)
 
 
 def _overview(store: Store, progress: dict[str, Any]) -> Table:

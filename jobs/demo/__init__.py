@@ -35,7 +35,7 @@ def run_demo(output: Path, *, seeds: int = SEEDS, fast: bool = False) -> DemoRes
     from jobs.demo.digits_table import digits_table
     from jobs.demo.settings import TextSettings, miniature
     from jobs.demo.text import run_text
-    from jobs.report import write_report
+    from jobs.report.page import write_report
     from pipeline.engine.ray import RayEngine
 
     logging.disable_progress_bar()

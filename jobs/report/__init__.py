@@ -1,5 +1,4 @@
-"""The demo's report: one HTML file that needs nothing else. `write_report` is all there is to call."""
+"""The demo's report: one HTML file that needs nothing else. `jobs.report.page.write_report` makes it.
 
-from jobs.report.page import write_report
-
-__all__ = ["write_report"]
+`parts`, `words` and `style.css` are the look of every page that Decant writes; they need no drawing library.
+"""

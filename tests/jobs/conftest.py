@@ -1,17 +1,22 @@
-"""A small real job: text files, a byte-level tokenizer trained on them, the fake teacher, a local engine."""
+"""A small real job: text files, a byte-level tokenizer trained on them, the fake teacher, a local engine.
+And a real browser for the pages that are written."""
 
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import yaml
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, Page
 
 TEXTS = {
     "ducks.txt": "The duck swims on the pond, and the duck dives for weeds. ",
@@ -116,3 +121,51 @@ def decant(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
         return CliRunner().invoke(app, list(words), catch_exceptions=False)
 
     return run
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    """A real headless Chromium with a new and empty profile; tests are skipped where there is none.
+
+    Tests that use it are marked `xdist_group("browser")`, so that only one runs at a time. It lives no longer
+    than a module: while it does, its thread counts as one that runs an event loop.
+    """
+    names = ("chromium", "chromium-browser", "google-chrome")
+    executable = next(filter(None, map(shutil.which, names)), None)
+    if executable is None:
+        pytest.skip("no Chromium is installed to open a page in (`make chromium` installs one)")
+    sync_api = pytest.importorskip("playwright.sync_api")
+    with sync_api.sync_playwright() as playwright:
+        quiet = ["background-networking", "component-update", "sync", "quic", "gpu"]
+        arguments = ["--no-first-run", *(f"--disable-{name}" for name in quiet)]
+        browser = playwright.chromium.launch(
+            executable_path=executable, headless=True, chromium_sandbox=False, args=arguments
+        )
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def open_page(browser: Browser) -> Iterator[Callable[..., Page]]:
+    """Opens a file. A page that fails, complains, or asks for anything but itself fails the test."""
+    faults: list[str] = []
+    contexts = []
+
+    def request(url: str) -> None:
+        if not url.startswith(("file:", "data:", "about:")):
+            faults.append(f"asked for {url}")
+
+    def opened(path: Path, width: int = 1200, height: int = 800, **settings: Any) -> Page:
+        contexts.append(browser.new_context(viewport={"width": width, "height": height}, **settings))
+        page = contexts[-1].new_page()
+        page.set_default_timeout(20_000)
+        page.on("request", lambda event: request(event.url))
+        page.on("pageerror", lambda error: faults.append(f"failed: {error}"))
+        page.on("console", lambda message: faults.append(f"said: {message.text}"))
+        page.goto(path.as_uri())
+        return page
+
+    yield opened
+    for context in contexts:
+        context.close()
+    assert faults == []

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import math
 import random
 import re
-import shutil
-import subprocess
-from html import escape, unescape
+from collections.abc import Callable
+from html import escape
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -30,7 +29,7 @@ from jobs.demo.results import (
     TeacherResult,
     TextLeg,
 )
-from jobs.report import write_report
+from jobs.report.page import write_report
 
 RANDOM = random.Random(0)
 
@@ -345,9 +344,7 @@ def test_writing_again_replaces_the_file_and_gives_the_same_bytes(tmp_path: Path
     assert written(tmp_path, leg, digits) == written(tmp_path, leg, digits)
 
 
-BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-
-MEASURE = """
+MEASURE = """() => {
 const outcomes = {};
 for (const frame of document.querySelectorAll("iframe")) {
   const page = frame.contentWindow, doc = page.document, found = [];
@@ -370,8 +367,8 @@ for (const frame of document.querySelectorAll("iframe")) {
   const fetched = page.performance.getEntriesByType("resource").map((entry) => entry.name);
   outcomes[frame.title] = {charts: charts.length, found, fetched, title: doc.title};
 }
-document.querySelector("pre").textContent = "OUTCOME" + JSON.stringify(outcomes) + "END";
-"""
+return outcomes;
+}"""
 
 
 def crowded() -> TextLeg:
@@ -392,8 +389,10 @@ def crowded() -> TextLeg:
     return text_leg(labelling=labelling, students=runs, store=store(entropy_histogram=[9, *[0] * 38, 9]))
 
 
-@pytest.mark.skipif(BROWSER is None, reason="no Chromium is installed to open the report in")
-def test_a_browser_shows_it_without_overlaps_or_requests_on_any_screen(tmp_path: Path, usual: Path) -> None:
+@pytest.mark.xdist_group("browser")
+def test_a_browser_shows_it_without_overlaps_or_requests_on_any_screen(
+    tmp_path: Path, usual: Path, open_page: Callable[..., Any]
+) -> None:
     frames = [
         f'<iframe title="{name}, {width} pixels" width="{width}" height="800" style="border:0" '
         f'srcdoc="{escape(html)}"></iframe>'
@@ -404,22 +403,8 @@ def test_a_browser_shows_it_without_overlaps_or_requests_on_any_screen(tmp_path:
         for width in (360, 500, 704, 705, 800, 1400)
     ]
     around = tmp_path / "around.html"
-    around.write_text(
-        f'<!doctype html><meta charset="utf-8"><pre></pre>{"".join(frames)}'
-        f'<script>addEventListener("load", () => {{{MEASURE}}})</script>',
-        encoding="utf-8",
-    )
-    command = [
-        str(BROWSER),
-        *["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"],
-        *["--disable-background-networking", "--disable-component-update", "--disable-sync"],
-        f"--user-data-dir={tmp_path / 'profile'}",
-        "--window-size=1500,900",
-        "--dump-dom",
-        around.as_uri(),
-    ]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
-    outcomes = json.loads(unescape(done.stdout.partition("<pre>OUTCOME")[2].partition("END</pre>")[0]))
+    around.write_text(f'<!doctype html><meta charset="utf-8">{"".join(frames)}', encoding="utf-8")
+    outcomes = open_page(around, width=1500).evaluate(MEASURE)
     assert len(outcomes) == len(frames)
     for name, outcome in outcomes.items():
         assert outcome["title"] == "Decant: report of the demo", name
