@@ -106,8 +106,8 @@ def summary(corpus: Corpus, target: str, price: float | None) -> str:
     replicas = "1 replica" if corpus.replicas == 1 else f"{corpus.replicas} replicas"
     took = duration(corpus.seconds / corpus.replicas)
     return (
-        f"the corpus has about {count(corpus.targets)} {target}: {took} of the teacher on {replicas} like this "
-        f"machine ({hours:,.1f} replica hours{cost})"
+        f"the corpus has about {count(corpus.targets)} {target}: {took} of the teacher on {replicas} like "
+        f"this machine ({hours:,.1f} replica hours{cost})"
     )
 
 
