@@ -16,7 +16,14 @@ import numpy as np
 import numpy.typing as npt
 
 from jobs.totals import Extent, Totals, targets_are
-from pipeline.targets.decoded import DenseTargets, SparseTargets, Targets, TopKTargets
+from pipeline.targets.decoded import (
+    DenseTargets,
+    EmbeddingTargets,
+    SparseTargets,
+    Targets,
+    TopKTargets,
+    TopPTargets,
+)
 from pipeline.targets.errors import SpecMismatch, UserError
 from pipeline.targets.rows import Ragged, Rows
 
@@ -119,7 +126,8 @@ def describe_row(
 ) -> dict[str, Any]:
     """One row as plain data.
 
-    positions: of a "next_token" head, how many are shown, evenly spread; entries: likeliest classes of each.
+    positions: of a "next_token" head, how many are shown, evenly spread; entries: likeliest classes of each,
+    or first values of an embedding.
     """
     spec = row.spec
     out: dict[str, Any] = {
@@ -154,6 +162,9 @@ def _target(
     names: Sequence[str] | None,
     entries: int,
 ) -> dict[str, Any]:
+    if isinstance(decoded, EmbeddingTargets):
+        vector = decoded.vectors[at]
+        return {"position": at, "norm": float(np.linalg.norm(vector)), "values": vector[:entries].tolist()}
     ids, probabilities = distribution(decoded, at)
     order = np.argsort(-probabilities, kind="stable")[:entries]
     out: dict[str, Any] = {"position": at}
@@ -175,15 +186,18 @@ def _target(
 
 
 def distribution(decoded: Targets, at: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
-    """One target's stored classes, ids [n] without repetition, and their probabilities [n]."""
+    """One target's stored classes, ids [n] without repetition, and their probabilities [n]; not of
+    embeddings."""
     if isinstance(decoded, DenseTargets):
         logits = decoded.logits[at].astype(np.float64)
         weights = np.exp(logits - logits.max())
         return np.arange(len(logits)), weights / weights.sum()
     if isinstance(decoded, TopKTargets):
         return decoded.ids[at], np.exp(decoded.log_probs[at].astype(np.float64))
-    assert isinstance(decoded, SparseTargets)
+    assert isinstance(decoded, TopPTargets | SparseTargets)
     part = slice(decoded.offsets[at], decoded.offsets[at + 1])
+    if isinstance(decoded, TopPTargets):
+        return decoded.ids[part], np.exp(decoded.log_probs[part].astype(np.float64))
     ids, inverse = np.unique(decoded.ids[part], return_inverse=True)
     weights = decoded.weights[part].astype(np.float64)
     return ids, np.bincount(inverse, weights=weights, minlength=len(ids)).astype(np.float64)

@@ -91,10 +91,11 @@ def _head(name: str, output: Output, codec: Codec) -> Head:
 
 
 def _vocabulary(vocabulary: Vocabulary | None, sequences: list[Head]) -> Vocabulary | None:
-    """The views' vocabulary, with the width of the teacher's logits."""
-    if vocabulary is None or not sequences:
+    """The views' vocabulary, with the width of the teacher's logits of next tokens, if there are any."""
+    widths = [head.size for head in sequences if head.codec.of == "logits"]
+    if vocabulary is None or not widths:
         return vocabulary
-    width = min(head.size for head in sequences)
+    width = min(widths)
     if vocabulary.size > width:
         raise SpecMismatch(
             f"views.tokenizer has {vocabulary.size} tokens and the teacher's head has {width}: "

@@ -10,7 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pipeline.targets.commit import Commit
-    from pipeline.targets.decoded import DenseTargets, SparseTargets, Targets, TopKTargets
+    from pipeline.targets.decoded import (
+        DenseTargets,
+        EmbeddingTargets,
+        SparseTargets,
+        Targets,
+        TopKTargets,
+        TopPTargets,
+    )
     from pipeline.targets.errors import DecantError
     from pipeline.targets.rows import Ragged, Rows
     from pipeline.targets.spec import Head, Input, Spec, Vocabulary
@@ -23,6 +30,7 @@ __all__ = [
     "Commit",
     "DecantError",
     "DenseTargets",
+    "EmbeddingTargets",
     "Head",
     "Input",
     "Problem",
@@ -36,6 +44,7 @@ __all__ = [
     "Store",
     "Targets",
     "TopKTargets",
+    "TopPTargets",
     "Unit",
     "Verification",
     "Vocabulary",
@@ -43,7 +52,7 @@ __all__ = [
 
 _HOMES = {
     "commit": ("Commit",),
-    "decoded": ("DenseTargets", "SparseTargets", "Targets", "TopKTargets"),
+    "decoded": ("DenseTargets", "EmbeddingTargets", "SparseTargets", "Targets", "TopKTargets", "TopPTargets"),
     "errors": ("DecantError",),
     "rows": ("Ragged", "Rows"),
     "spec": ("Head", "Input", "Spec", "Vocabulary"),
