@@ -186,8 +186,7 @@ def _target(
 
 
 def distribution(decoded: Targets, at: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
-    """One target's stored classes, ids [n] without repetition, and their probabilities [n]; not of
-    embeddings."""
+    """A target's stored classes, ids [n] without repetition, and their probabilities [n]; not an embedding's."""
     if isinstance(decoded, DenseTargets):
         logits = decoded.logits[at].astype(np.float64)
         weights = np.exp(logits - logits.max())

@@ -118,7 +118,8 @@ def _affine(lowest: Array, highest: Array) -> tuple[Array, Array]:
     """
     low, high = lowest.astype(np.float64), highest.astype(np.float64)
     with np.errstate(over="ignore"):
-        centre, scale = ((high + low) / 2).astype("<f4"), ((high - low) / 254).astype("<f4")
+        # NumPy and torch differ in which zero of two is the greater; + 0.0 leaves but one.
+        centre, scale = ((high + low) / 2 + 0.0).astype("<f4"), ((high - low) / 254).astype("<f4")
     if not (np.isfinite(centre).all() and np.isfinite(scale).all()):
         raise too_large("int8")
     return centre, scale
