@@ -26,9 +26,6 @@ if TYPE_CHECKING:
 
 Array = npt.NDArray[Any]
 
-Of = Literal["logits", "embeddings"]
-"""What a head's numbers are: logits of classes, or features of a vector."""
-
 
 @dataclasses.dataclass(frozen=True)
 class Field:
@@ -58,6 +55,10 @@ class NonFiniteLogits(ValueError):
     def __init__(self, rows: npt.NDArray[np.bool_]) -> None:
         self.rows = rows
         super().__init__(f"{int(rows.sum())} of {rows.size} targets have logits that are not finite")
+
+
+Of = Literal["logits", "embeddings"]
+"""What a head's numbers are: logits of classes, or features of a vector."""
 
 
 class Codec(ABC):
