@@ -186,7 +186,8 @@ def _target(
 
 
 def distribution(decoded: Targets, at: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
-    """A target's stored classes, ids [n] without repetition, and their probabilities [n]; not an embedding's."""
+    """A target's stored classes, ids [n] without repetition, and their probabilities [n]; not an
+    embedding's."""
     if isinstance(decoded, DenseTargets):
         logits = decoded.logits[at].astype(np.float64)
         weights = np.exp(logits - logits.max())
