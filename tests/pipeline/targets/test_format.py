@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import importlib.util
 import json
@@ -16,7 +17,7 @@ import numpy as np
 import pytest
 
 from pipeline.targets import DenseTargets, Ragged, SparseTargets, Store, TopKTargets
-from pipeline.targets.codecs import Dense, Threshold, TopK
+from pipeline.targets.codecs import Codebooks, Dense, Embedding, Sampled, Threshold, TopK, TopP
 
 ROOT = Path(__file__).parents[3]
 GOLDEN = ROOT / "tests/golden"
@@ -115,8 +116,18 @@ def test_every_file_of_a_store_is_in_the_documentation(tmp_path: Path, kit: Any)
         assert f"`{key}`" in text
     for key in json.loads(store.spec.to_json()):
         assert f"`{key}`" in text
-    for head in (Dense(), TopK(), Threshold()):
-        for field in head.layout(10):
+    words = base64.b64encode(bytes(2 * 256 * 10)).decode()
+    codecs = [
+        Dense("int8"),
+        TopK(betas=(0.5, 1.0), slopes=True),
+        TopP(),
+        Threshold(),
+        Sampled(),
+        Embedding("int8"),
+    ]
+    for codec in [*codecs, Codebooks(10, 5, words)]:
+        assert f"### `{codec.kind}`" in text
+        for field in codec.layout(10):
             assert f"| `{field.name}` |" in text
 
 
