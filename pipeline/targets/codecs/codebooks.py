@@ -6,9 +6,10 @@ Schmid, "Product Quantization for Nearest Neighbor Search", PAMI 2011). Knows no
 from.
 
 The words are part of the configuration, for without them the bytes mean nothing. All C books together have
-256 D numbers, whatever C is: as float16 in base64, 683 D bytes of JSON (524 kB at D = 768) in the spec and in
-the metadata of every shard. So a shard should have many thousand vectors. That is also why each book is of
-one part: residual books, of whole vectors, would take C times that.
+256 D numbers, whatever C is: as float16 in base64, 683 D bytes in the spec's JSON (524 kB at D = 768), and
+1600 D bytes in the metadata of every Parquet shard, which Arrow repeats (1.2 MB). So a shard should have a
+hundred thousand vectors. That is also why each book is of one part: residual books, of whole vectors, would
+take C times that.
 """
 
 from __future__ import annotations
