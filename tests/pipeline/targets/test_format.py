@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from pipeline.targets import DenseTargets, Ragged, SparseTargets, Store, TopKTargets
-from pipeline.targets.codecs import Codebooks, Dense, Embedding, Sampled, Threshold, TopK, TopP
+from pipeline.targets.codecs import CODECS, Codebooks, Dense, Embedding, Sampled, Threshold, TopK, TopP
 
 ROOT = Path(__file__).parents[3]
 GOLDEN = ROOT / "tests/golden"
@@ -91,6 +91,16 @@ def scattered(targets: SparseTargets) -> Any:
     return p
 
 
+def test_every_codec_and_its_fields_are_in_the_documentation() -> None:
+    text = (ROOT / "docs/format.md").read_text()
+    assert all(f"### `{kind}`" in text for kind in CODECS)
+    words = base64.b64encode(bytes(2 * 256 * 10)).decode()
+    sloped = [codec(betas=(0.5, 1.0), slopes=True) for codec in (TopK, TopP)]
+    for codec in (Dense("int8"), *sloped, Sampled(), Embedding("int8"), Codebooks(10, 5, words)):
+        for field in codec.layout(10):
+            assert f"| `{field.name}`" in text
+
+
 def test_the_documented_fingerprints_and_ids_are_the_stores(tmp_path: Path, kit: Any) -> None:
     store = Store.create(str(tmp_path / "store"), kit.text_spec(teacher={"kind": "ü", "fingerprint": "x"}))
     spec = json.loads((tmp_path / "store/spec.json").read_text())
@@ -116,18 +126,8 @@ def test_every_file_of_a_store_is_in_the_documentation(tmp_path: Path, kit: Any)
         assert f"`{key}`" in text
     for key in json.loads(store.spec.to_json()):
         assert f"`{key}`" in text
-    words = base64.b64encode(bytes(2 * 256 * 10)).decode()
-    codecs = [
-        Dense("int8"),
-        TopK(betas=(0.5, 1.0), slopes=True),
-        TopP(),
-        Threshold(),
-        Sampled(),
-        Embedding("int8"),
-    ]
-    for codec in [*codecs, Codebooks(10, 5, words)]:
-        assert f"### `{codec.kind}`" in text
-        for field in codec.layout(10):
+    for head in (Dense(), TopK(), Threshold()):
+        for field in head.layout(10):
             assert f"| `{field.name}` |" in text
 
 
