@@ -57,6 +57,11 @@ def specify(job: LabelJob, renderer: Renderer, teacher: Teacher) -> Spec:
                 f'store.heads: the teacher has no head "{name}"{nearest(name, teacher.outputs)}'
             )
         heads.append(_head(name, output, codec))
+        if codec.of == "embeddings" and teacher.description.get("average") == "probabilities":
+            raise ConfigError(
+                f'teacher.average: the head "{name}" is stored as an embedding and has no probabilities: '
+                'use "logits", the mean of what the members say'
+            )
     sequences = [head for head in heads if head.positions == "next_token"]
     if sequences and renderer.vocabulary is None:
         raise ConfigError(

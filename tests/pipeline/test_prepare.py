@@ -52,6 +52,15 @@ def test_an_embedding_may_have_fewer_features_than_the_tokenizer_has_ids(make_jo
     assert spec.head("logits").positions == "next_token"
 
 
+def test_probabilities_of_an_embedding_are_not_averaged(make_job: MakeJob) -> None:
+    members = [{"kind": "fake", "size": 128, "seed": seed} for seed in (0, 1)]
+    ensemble = {"kind": "ensemble", "members": members}
+    heads = {"logits": {"kind": "embedding"}}
+    with pytest.raises(ConfigError, match='teacher.average: the head "logits" .* use "logits"'):
+        prepare(make_job(teacher={**ensemble, "average": "probabilities"}, heads=heads))
+    prepare(make_job(teacher=ensemble, heads=heads))
+
+
 def test_codebooks_of_another_size_are_refused(make_job: MakeJob) -> None:
     books = train(np.random.default_rng(0).normal(size=(256, 4)), 2, iterations=1)
     with pytest.raises(ConfigError, match=r"store\.heads\.logits: .* for 4 features, the head has 128"):
