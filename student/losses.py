@@ -104,8 +104,8 @@ def cosine_distance(vectors: Tensor, targets: TorchEmbedding, *, reduction: Redu
     """1 − cos(g, e), between 0 and 2, for the student's vectors g [N, D] and the teacher's e.
 
     Indifferent to the lengths of both. Where either is shorter than 1e-8, nearer to 1 than it is, and 1 for
-    zeros. Exact up to what the codec keeps of e. FitNets-like hints (Romero et al. 2015) on directions, as
-    SEED and CompRess compare embeddings.
+    zeros. Exact up to what the codec keeps of e. How SEED (Fang et al. 2021) and CompRess (Koohpayegani et
+    al. 2020) compare embeddings.
     """
     return _by_rows(vectors, _cosine(targets), reduction)
 
@@ -113,7 +113,7 @@ def cosine_distance(vectors: Tensor, targets: TorchEmbedding, *, reduction: Redu
 def feature_mse(vectors: Tensor, targets: TorchEmbedding, *, reduction: Reduction = "mean") -> Tensor:
     """(1/D) Σ_d (g_d − e_d)², the mean over the D features, for vectors g [N, D]. Unit: squared features.
 
-    Romero et al. 2015 (FitNets), equation 3, but for the factor. Exact up to what the codec keeps of e.
+    The hint loss of FitNets (Romero et al. 2015), but for a factor. Exact up to what the codec keeps of e.
     """
     return _by_rows(vectors, _feature_mse(targets), reduction)
 

@@ -56,7 +56,7 @@ def test_probabilities_of_an_embedding_are_not_averaged(make_job: MakeJob) -> No
     members = [{"kind": "fake", "size": 128, "seed": seed} for seed in (0, 1)]
     ensemble = {"kind": "ensemble", "members": members}
     heads = {"logits": {"kind": "embedding"}}
-    with pytest.raises(ConfigError, match='teacher.average: the head "logits" .* use "logits"'):
+    with pytest.raises(ConfigError, match=r'teacher\.average: the head "logits" .* use "logits"'):
         prepare(make_job(teacher={**ensemble, "average": "probabilities"}, heads=heads))
     prepare(make_job(teacher=ensemble, heads=heads))
 
