@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import numpy as np
 
 from pipeline.targets.codecs.base import Array, Codec, Encoded, Field, NonFiniteLogits, chunks
-from pipeline.targets.codecs.floats import DTYPES, restored, rounded, rounded_torch, too_large
+from pipeline.targets.codecs.floats import DTYPES, LARGEST, restored, rounded, rounded_torch, too_large
 from pipeline.targets.decoded import DenseTargets
 
 if TYPE_CHECKING:
@@ -117,12 +117,11 @@ def _affine(lowest: Array, highest: Array) -> tuple[Array, Array]:
     Raises ValueError where a number does not fit.
     """
     low, high = lowest.astype(np.float64), highest.astype(np.float64)
-    with np.errstate(over="ignore"):
-        # NumPy and torch differ in which zero of two is the greater; + 0.0 leaves but one.
-        centre, scale = ((high + low) / 2 + 0.0).astype("<f4"), ((high - low) / 254).astype("<f4")
-    if not (np.isfinite(centre).all() and np.isfinite(scale).all()):
+    if not (np.maximum(-low, high) < LARGEST).all():
         raise too_large("int8")
-    return centre, scale
+    # NumPy and torch differ in which zero of two is the greater; + 0.0 leaves but one.
+    centre, scale = (high + low) / 2 + 0.0, (high - low) / 254
+    return centre.astype("<f4"), scale.astype("<f4")
 
 
 def _column(numbers: Array) -> Array:

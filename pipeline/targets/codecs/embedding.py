@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import numpy as np
 
 from pipeline.targets.codecs.base import Array, Codec, Encoded, Field, NonFiniteLogits, Of, chunks
-from pipeline.targets.codecs.floats import DTYPES, restored, rounded, rounded_torch, too_large
+from pipeline.targets.codecs.floats import DTYPES, LARGEST, restored, rounded, rounded_torch, too_large
 from pipeline.targets.decoded import EmbeddingTargets
 
 if TYPE_CHECKING:
@@ -97,8 +97,7 @@ def _scale(greatest: Array) -> tuple[Array, Array]:
 
     A vector of zeros has a scale of 0, and codes of 0. Raises ValueError where a scale does not fit.
     """
-    with np.errstate(over="ignore"):
-        scale = (greatest.astype(np.float64) / 127).astype("<f4")
-    if not np.isfinite(scale).all():
+    if not (greatest < LARGEST).all():
         raise too_large("int8")
+    scale = (greatest.astype(np.float64) / 127).astype("<f4")
     return scale, np.where(scale > 0, scale, 1).astype(np.float64)[:, None]

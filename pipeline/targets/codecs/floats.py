@@ -15,6 +15,9 @@ from pipeline.targets.codecs.base import Array
 if TYPE_CHECKING:
     import torch
 
+LARGEST = 3e38
+"""Magnitude up to which a scale times a code, in float32, cannot become infinite by rounding."""
+
 DTYPES = {"float16": "<f2", "bfloat16": "<u2", "float32": "<f4"}
 """How each is stored."""
 
