@@ -23,13 +23,15 @@ from jobs.demo import sources, teacher
 from pipeline.engine.local import Local
 from pipeline.job import LabelJob
 from pipeline.prepare import prepare
-from pipeline.targets.decoded import DenseTargets, SparseTargets, Targets, TopKTargets
+from pipeline.targets.decoded import DenseTargets, SparseTargets, Targets, TopKTargets, TopPTargets
 
 CODECS: dict[str, dict[str, Any]] = {
     "dense_float32": {"kind": "dense", "dtype": "float32"},
     "dense_float16": {"kind": "dense", "dtype": "float16"},
     "topk_16": {"kind": "topk", "k": 16},
     "topk_64": {"kind": "topk", "k": 64},
+    "topp_0.9": {"kind": "topp", "p": 0.9},
+    "sampled_50": {"kind": "sampled", "draws": 50},
     **{f"threshold_{value}": {"kind": "threshold", "threshold": value} for value in (0.02, 0.05, 0.12, 0.3)},
 }
 REFERENCE = "dense_float32"
@@ -54,10 +56,14 @@ def probabilities(targets: Targets, size: int) -> np.ndarray[Any, np.dtype[np.fl
         rows = np.repeat(np.arange(len(dense)), np.diff(targets.offsets))
         np.add.at(dense, (rows, targets.ids), targets.weights)
         return dense
-    assert isinstance(targets, TopKTargets)
-    tail = np.exp(targets.tail_log_mass[:, [targets.betas.index(1.0)]])
-    dense = np.repeat(tail / max(size - targets.ids.shape[1], 1), size, axis=1).astype(np.float32)
-    np.put_along_axis(dense, targets.ids, np.exp(targets.log_probs), axis=1)
+    assert isinstance(targets, TopKTargets | TopPTargets)
+    tail = np.exp(targets.tail_log_mass_at(1.0))
+    if isinstance(targets, TopPTargets):
+        counts = np.diff(targets.offsets)
+    else:
+        counts = np.full(len(tail), targets.ids.shape[1])
+    dense = np.repeat((tail / np.maximum(size - counts, 1))[:, None], size, axis=1).astype(np.float32)
+    dense[np.repeat(np.arange(len(tail)), counts), targets.ids.ravel()] = np.exp(targets.log_probs).ravel()
     return dense
 
 

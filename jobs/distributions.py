@@ -11,11 +11,14 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.targets.decoded import DenseTargets, SparseTargets, Targets, TopKTargets
+from pipeline.targets.decoded import DenseTargets, SparseTargets, TopKTargets, TopPTargets
 from pipeline.targets.errors import CorruptShard
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
+
+Distribution = DenseTargets | TopKTargets | TopPTargets | SparseTargets
+"""The decoded shapes that are distributions over classes."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +62,7 @@ class Distributions:
         return _sums(targets[matches], self.probabilities[matches], len(self))
 
 
-def distributions(decoded: Targets, start: int, stop: int) -> Distributions:
+def distributions(decoded: Distribution, start: int, stop: int) -> Distributions:
     """The targets start:stop, at temperature 1. Raises CorruptShard for what is no distribution."""
     if isinstance(decoded, DenseTargets):
         logits = decoded.logits[start:stop].astype(np.float64)
@@ -71,6 +74,16 @@ def distributions(decoded: Targets, start: int, stop: int) -> Distributions:
     if isinstance(decoded, TopKTargets):
         ids = _classes(decoded.ids[start:stop], decoded.size)
         return _checked(_rectangle(ids, np.exp(decoded.log_probs[start:stop].astype(np.float64))))
+    if isinstance(decoded, TopPTargets):
+        bounds = decoded.offsets[start : stop + 1]
+        part = slice(bounds[0], bounds[-1])
+        ids, probabilities = (
+            _classes(decoded.ids[part], decoded.size),
+            np.exp(decoded.log_probs[part], dtype=np.float64),
+        )
+        return _checked(
+            Distributions(ids, probabilities, np.ones(len(ids), dtype=np.bool_), bounds - bounds[0])
+        )
     return _checked(_sparse(decoded, start, stop))
 
 

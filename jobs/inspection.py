@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from jobs.distributions import distributions
+from jobs.distributions import Distribution, distributions
 from jobs.totals import Extent, Totals, targets_are
-from pipeline.targets.decoded import Targets
+from pipeline.targets.decoded import EmbeddingTargets, Targets
 from pipeline.targets.errors import SpecMismatch, UserError
 from pipeline.targets.ragged import Ragged
 from pipeline.targets.rows import Rows
@@ -121,7 +121,8 @@ def describe_row(
 ) -> dict[str, Any]:
     """One row as plain data.
 
-    positions: of a "next_token" head, how many are shown, evenly spread; entries: likeliest classes of each.
+    positions: of a "next_token" head, how many are shown, evenly spread; entries: likeliest classes of each,
+    or first values of an embedding.
     """
     spec = row.spec
     out: dict[str, Any] = {
@@ -156,6 +157,9 @@ def _target(
     names: Sequence[str] | None,
     entries: int,
 ) -> dict[str, Any]:
+    if isinstance(decoded, EmbeddingTargets):
+        vector = decoded.vectors[at]
+        return {"position": at, "norm": float(np.linalg.norm(vector)), "values": vector[:entries].tolist()}
     ids, probabilities = distribution(decoded, at)
     order = np.argsort(-probabilities, kind="stable")[:entries]
     out: dict[str, Any] = {"position": at}
@@ -176,7 +180,7 @@ def _target(
     return out
 
 
-def distribution(decoded: Targets, at: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
+def distribution(decoded: Distribution, at: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
     """One target's stored classes, ids [n] without repetition, and their probabilities [n]."""
     one = distributions(decoded, at, at + 1)
     return one.ids, one.probabilities

@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from pipeline.batching import Item
 from pipeline.inference import Answer, device_name
-from pipeline.statistics import STRIDE, Means, distribution
+from pipeline.statistics import STRIDE, Means, distribution, fidelity
 from pipeline.targets.codecs.base import (
     Array,
     Encoded,
@@ -21,8 +21,10 @@ from pipeline.targets.codecs.base import (
     concatenate,
     offsets_of,
     ranges,
+    take,
     uniforms,
 )
+from pipeline.targets.decoded import EmbeddingTargets
 from pipeline.targets.ragged import Ragged
 from pipeline.targets.rows import Rows
 from pipeline.targets.spec import TOKENS, Head, Spec
@@ -110,8 +112,15 @@ def _encode_head(
             means.add(head.name, head.codec.statistics(encoded, head.size), len(values))
             measured = np.flatnonzero(position[chunk] % STRIDE == 0)
             if len(measured):
-                seen = None if labels is None else labels[chunk][measured]
-                means.add_distribution(head.name, *distribution(values[torch.from_numpy(measured)], seen))
+                some = values[torch.from_numpy(measured)]
+                if head.codec.of == "logits":
+                    seen = None if labels is None else labels[chunk][measured]
+                    means.add_distribution(head.name, *distribution(some, seen))
+                else:
+                    kept = take(encoded, head.codec.layout(head.size), measured)
+                    decoded = head.codec.decode(kept, head.size)
+                    assert isinstance(decoded, EmbeddingTargets)
+                    means.add(head.name, fidelity(some, decoded.vectors), len(measured))
         start = chunk.stop
     return concatenate(parts, head.codec.layout(head.size)), lost
 

@@ -12,7 +12,16 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.targets.decoded import DenseTargets, SparseTargets, Targets, TopKTargets
+from pipeline.targets.decoded import (
+    DenseTargets,
+    EmbeddingTargets,
+    Ints,
+    SparseTargets,
+    Targets,
+    TopKTargets,
+    TopPTargets,
+)
+from pipeline.targets.errors import ConfigError
 
 Floats = npt.NDArray[np.floating[Any]]
 Doubles = npt.NDArray[np.float64]
@@ -101,8 +110,8 @@ class Comparison:
 def estimate(targets: Targets, q: Floats) -> Floats:
     """The distributions p_hat [N, V] for which the student's loss has the gradient q - p_hat.
 
-    Of top-k targets the tail's mass lies where the student q [V] has it: their loss compares the tail as a
-    whole.
+    Of top-k and top-p targets the tail's mass lies where the student q [V] has it: their loss compares the
+    tail as a whole. Raises ConfigError for embeddings.
     """
     match targets:
         case DenseTargets(logits):
@@ -114,14 +123,24 @@ def estimate(targets: Targets, q: Floats) -> Floats:
             p = np.zeros((len(offsets) - 1, size))
             p.ravel()[places] = weights
             return p
-        case TopKTargets(ids, log_probs, betas, tail, _):
-            p = np.tile(q.astype(np.float64), (len(ids), 1))
-            np.put_along_axis(p, ids, 0.0, axis=1)
-            rest = p.sum(axis=1, keepdims=True)
-            mass = np.exp(tail[:, [betas.index(1.0)]].astype(np.float64))
-            p *= np.divide(mass, rest, out=np.zeros_like(rest), where=rest > 0)
-            np.put_along_axis(p, ids, np.exp(log_probs.astype(np.float64)), axis=1)
-            return p
+        case TopKTargets(ids=ids, log_probs=log_probs):
+            rows = np.repeat(np.arange(len(ids)), ids.shape[1])
+            return _with_tail(rows, ids.ravel(), log_probs.ravel(), targets.tail_log_mass_at(1.0), q)
+        case TopPTargets(ids=ids, log_probs=log_probs, offsets=offsets):
+            rows = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
+            return _with_tail(rows, ids, log_probs, targets.tail_log_mass_at(1.0), q)
+        case EmbeddingTargets():
+            raise ConfigError("embeddings are no distributions: their codecs are chosen by cosine")
+
+
+def _with_tail(rows: Ints, ids: Ints, log_probs: Floats, tail_log_mass: Floats, q: Floats) -> Doubles:
+    """Kept classes with their probability, and the tail's mass where q has it."""
+    p = np.tile(q.astype(np.float64), (len(tail_log_mass), 1))
+    p[rows, ids] = 0.0
+    rest = p.sum(axis=1)
+    p *= np.divide(np.exp(tail_log_mass), rest, out=np.zeros_like(rest), where=rest > 0)[:, None]
+    p[rows, ids] = np.exp(log_probs.astype(np.float64))
+    return p
 
 
 def _together(targets: SparseTargets) -> tuple[npt.NDArray[np.int64], Doubles]:

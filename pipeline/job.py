@@ -8,11 +8,13 @@ from pydantic import Field, PositiveFloat, PositiveInt
 
 from pipeline.config import Config
 from pipeline.corpus import AnySource
-from pipeline.targets.codecs import Dense, Threshold, TopK
+from pipeline.targets.codecs import Codebooks, Dense, Embedding, Sampled, Threshold, TopK, TopP
 from pipeline.teachers import AnyTeacher
 from pipeline.views import AnyViews
 
-AnyCodec = Annotated[Dense | TopK | Threshold, Field(discriminator="kind")]
+AnyCodec = Annotated[
+    Dense | TopK | TopP | Threshold | Sampled | Embedding | Codebooks, Field(discriminator="kind")
+]
 
 
 class StoreConfig(Config):

@@ -57,6 +57,11 @@ def specify(job: LabelJob, renderer: Renderer, teacher: Teacher) -> Spec:
                 f'store.heads: the teacher has no head "{name}"{nearest(name, teacher.outputs)}'
             )
         heads.append(_head(name, output, codec))
+        if codec.of == "embeddings" and teacher.description.get("average") == "probabilities":
+            raise ConfigError(
+                f'teacher.average: the head "{name}" is stored as an embedding and has no probabilities: '
+                'use "logits", the mean of what the members say'
+            )
     sequences = [head for head in heads if head.positions == "next_token"]
     if sequences and renderer.vocabulary is None:
         raise ConfigError(
@@ -91,10 +96,11 @@ def _head(name: str, output: Output, codec: Codec) -> Head:
 
 
 def _vocabulary(vocabulary: Vocabulary | None, sequences: list[Head]) -> Vocabulary | None:
-    """The views' vocabulary, with the width of the teacher's logits."""
-    if vocabulary is None or not sequences:
+    """The views' vocabulary, with the width of the teacher's logits of next tokens, if there are any."""
+    widths = [head.size for head in sequences if head.codec.of == "logits"]
+    if vocabulary is None or not widths:
         return vocabulary
-    width = min(head.size for head in sequences)
+    width = min(widths)
     if vocabulary.size > width:
         raise SpecMismatch(
             f"views.tokenizer has {vocabulary.size} tokens and the teacher's head has {width}: "

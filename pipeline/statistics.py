@@ -1,7 +1,7 @@
 """What a commit record says about its targets: means and histograms, summed while a unit streams by.
 
-It knows logits and codec statistics. Entropy and label_nll cost a pass over the logits, so the labeller takes
-them from every eighth target of a sequence.
+It knows logits, embeddings and codec statistics. Entropy, label_nll and fidelity cost a pass over what the
+teacher said, so the labeller takes them from every eighth target of a sequence.
 """
 
 from __future__ import annotations
@@ -91,3 +91,16 @@ def distribution(
             numbers.append(lse - z.gather(1, at)[:, 0])
         measured = torch.stack(numbers).double().cpu().numpy()
     return measured[0].clip(min=0.0), measured[1] if labels is not None else None
+
+
+def fidelity(vectors: torch.Tensor, stored: npt.NDArray[np.float32]) -> dict[str, float]:
+    """Means over embeddings: "norm", the teacher's, and "cosine" between the teacher's and what a reader
+    gets.
+
+    vectors, stored: [N, D]. Where both are zero they are alike: a cosine of 1; where only one is, 0.
+    """
+    ours, theirs = vectors.double().cpu().numpy(), stored.astype(np.float64)
+    norm, kept = np.linalg.norm(ours, axis=1), np.linalg.norm(theirs, axis=1)
+    product = np.where(norm * kept > 0, norm * kept, 1.0)
+    cosine = np.where((norm == 0) & (kept == 0), 1.0, (ours * theirs).sum(axis=1) / product)
+    return {"norm": float(norm.mean()), "cosine": float(cosine.mean())}

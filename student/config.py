@@ -106,12 +106,23 @@ AnyModel = Annotated[SmallLM | MLP | ShallowMimic | SmallCNN | TorchModule, Fiel
 class LossConfig(Config):
     """What the student minimises: (1 - hard_weight) * soft + hard_weight * cross-entropy on the labels."""
 
-    kind: Literal["auto", "hard", "sparse_cross_entropy", "topk_kl", "logit_l2", "tempered_kl"] = "auto"
-    """The soft part. "auto" takes the one that fits the stored targets: sparse_cross_entropy for threshold,
-    topk_kl for topk, tempered_kl for dense. "hard" ignores the teacher."""
+    kind: Literal[
+        "auto",
+        "hard",
+        "sparse_cross_entropy",
+        "topk_kl",
+        "logit_l2",
+        "tempered_kl",
+        "cosine_distance",
+        "feature_mse",
+    ] = "auto"
+    """The soft part. "auto" takes the one that fits the stored targets: sparse_cross_entropy for threshold
+    and sampled, topk_kl for topk and topp, tempered_kl for dense, cosine_distance for embeddings. "hard"
+    ignores the teacher."""
 
     temperature: PositiveFloat = 1.0
-    """T of tempered_kl and topk_kl, which carry the factor T²; topk needs 1/T among the stored betas."""
+    """T of tempered_kl and topk_kl, which carry the factor T²; topk and topp need 1/T among the stored betas,
+    or with slopes between two of them."""
 
     hard_weight: float = Field(default=0.0, ge=0, le=1)
     """Weight of the cross-entropy on the labels (a token store's next tokens, or its input "label")."""

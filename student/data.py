@@ -41,9 +41,9 @@ T = TypeVar("T")
 
 
 def has_labels(spec: Spec, head: str) -> bool:
-    """Whether the store knows the true classes of the head's targets."""
+    """Whether the store knows the true classes of the head's targets; embeddings have none."""
     wanted = LABEL if spec.head(head).positions == "single" else TOKENS
-    return any(item.name == wanted for item in spec.inputs)
+    return spec.head(head).codec.of == "logits" and any(item.name == wanted for item in spec.inputs)
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,6 @@
-"""What a student minimises: functions of its logits [N, V] and the stored targets. Knows nothing of models.
+"""What a student minimises: functions of its outputs and the stored targets. Knows nothing of models.
+
+Outputs are logits [N, V], or vectors [N, D] where the targets are embeddings.
 
 Every loss is written once, as a plain formula on a few rows in float32. `_by_rows` applies it to all N in
 parts and differentiates it the same way, so that beside the logits and their gradient (both in the logits'
@@ -12,7 +14,6 @@ for callers that weight by themselves.
 from __future__ import annotations
 
 from collections.abc import Callable
-from math import isclose
 from typing import Any, Literal
 
 import torch
@@ -21,7 +22,7 @@ from torch import Tensor
 
 from pipeline.targets.errors import ConfigError
 from student.config import LossConfig
-from student.targets import TorchDense, TorchSparse, TorchTargets, TorchTopK
+from student.targets import TorchDense, TorchEmbedding, TorchSparse, TorchTargets, TorchTopK, TorchTopP
 
 Reduction = Literal["mean", "sum", "none"]
 Formula = Callable[[Tensor, int, int], Tensor]
@@ -69,16 +70,21 @@ def tempered_cross_entropy(
 
 
 def topk_kl(
-    logits: Tensor, targets: TorchTopK, temperature: float = 1.0, *, reduction: Reduction = "mean"
+    logits: Tensor,
+    targets: TorchTopK | TorchTopP,
+    temperature: float = 1.0,
+    *,
+    reduction: Reduction = "mean",
 ) -> Tensor:
-    """T² Σ_b P_b ln(P_b / Q_b) over k + 1 buckets: the k stored classes, and everything else as one.
+    """T² Σ_b P_b ln(P_b / Q_b) over the buckets of a target: each stored class, and everything else as one.
 
-    P at temperature T from the stored log-probabilities and the tail's mass measured at beta = 1/T; Q from
+    P at temperature T from the stored log-probabilities and the tail's mass at beta = 1/T, as it was measured
+    or, where slopes are stored, interpolated (`tail_log_mass_at`, with `tail_error_at` as a bound); Q from
     all of the student's logits [N, V], its tail being the log-sum-exp of the classes that are not stored.
     Exact for the KL between the bucketed distributions, hence a lower bound of the full KL (data
     processing), equal to it when teacher and student agree on the shape of the tail. The tail is never
     dropped and nothing is renormalised over k, so the student's tail mass is learned, without bias.
-    Raises ValueError when the tail's mass was not stored at 1/T.
+    Raises ValueError when the tail's mass is not known at 1/T.
     """
     return _by_rows(logits, _topk_kl(targets, temperature), reduction)
 
@@ -92,6 +98,24 @@ def sparse_cross_entropy(logits: Tensor, targets: TorchSparse, *, reduction: Red
     Sparse Logit Sampling (ACL 2025) with the sampling of Barnes et al. (2402.14925).
     """
     return _by_rows(logits, _sparse_cross_entropy(targets), reduction)
+
+
+def cosine_distance(vectors: Tensor, targets: TorchEmbedding, *, reduction: Reduction = "mean") -> Tensor:
+    """1 − cos(g, e), between 0 and 2, for the student's vectors g [N, D] and the teacher's e.
+
+    Indifferent to the lengths of both. Where either is shorter than 1e-8, nearer to 1 than it is, and 1 for
+    zeros. Exact up to what the codec keeps of e. How SEED (Fang et al. 2021) and CompRess (Koohpayegani et
+    al. 2020) compare embeddings.
+    """
+    return _by_rows(vectors, _cosine(targets), reduction)
+
+
+def feature_mse(vectors: Tensor, targets: TorchEmbedding, *, reduction: Reduction = "mean") -> Tensor:
+    """(1/D) Σ_d (g_d − e_d)², the mean over the D features, for vectors g [N, D]. Unit: squared features.
+
+    The hint loss of FitNets (Romero et al. 2015), but for a factor. Exact up to what the codec keeps of e.
+    """
+    return _by_rows(vectors, _feature_mse(targets), reduction)
 
 
 def hard_cross_entropy(logits: Tensor, labels: Tensor, *, reduction: Reduction = "mean") -> Tensor:
@@ -119,7 +143,8 @@ def distillation_loss(
     if hard_weight > 0:
         if labels is None:
             raise ConfigError(
-                "a loss with hard labels needs them in the store: token ids, or an input named label"
+                "a loss with hard labels needs them in the store: token ids, or an input named label, and a "
+                "head of logits"
             )
         parts.append((hard_weight, _hard(labels)))
 
@@ -142,11 +167,11 @@ def loss_kind(config: LossConfig, targets: TorchTargets | None) -> str:
             f"loss.kind {kind} cannot learn from {type(targets).__name__.removeprefix('Torch').lower()} "
             f'targets; use {" or ".join(fitting)}, or "hard"'
         )
-    if kind in ("sparse_cross_entropy", "logit_l2") and config.temperature != 1:
+    if not kind.endswith("_kl") and config.temperature != 1:
         raise ConfigError(f"loss.temperature must be 1 for {kind}, not {config.temperature}")
-    if isinstance(targets, TorchTopK):
+    if isinstance(targets, TorchTopK | TorchTopP):
         try:
-            _beta(targets, config.temperature)
+            targets.require(1 / config.temperature)
         except ValueError as error:
             raise ConfigError(f"loss.temperature: {error}") from None
     return kind
@@ -168,22 +193,20 @@ def _tempered_kl(targets: TorchDense, t: float) -> Formula:
     return formula
 
 
-def _topk_kl(targets: TorchTopK, t: float) -> Formula:
-    column = _beta(targets, t)
+def _topk_kl(targets: TorchTopK | TorchTopP, t: float) -> Formula:
+    targets.require(1 / t)
 
     def formula(z: Tensor, start: int, stop: int) -> Tensor:
-        part = targets.slice(start, stop)
+        some = targets.slice(start, stop)
+        part = some.padded() if isinstance(some, TorchTopP) else some
         z = z / t
         lse = torch.logsumexp(z, dim=-1, keepdim=True)
-        teacher = torch.cat([part.log_probs / t, part.tail_log_mass[:, column, None]], dim=-1).to(z.dtype)
-        student = z.gather(-1, part.ids) - lse
-        if part.ids.shape[1] < part.size:
-            tail = z.scatter(-1, part.ids, -torch.inf).logsumexp(-1, keepdim=True) - lse
-            student = torch.cat([student, tail], dim=-1)
-        else:
-            teacher = teacher[:, :-1]
-        log_p = F.log_softmax(teacher, dim=-1)
-        return t * t * torch.where(log_p > -torch.inf, log_p.exp() * (log_p - student), 0).sum(-1)
+        rest = part.tail_log_mass_at(1 / t)[:, None]
+        log_p = F.log_softmax(torch.cat([part.log_probs / t, rest], dim=-1).to(z.dtype), dim=-1)
+        # Not -inf: where all classes are stored, the log-sum-exp of nothing has no gradient.
+        tail = z.scatter(-1, part.ids, torch.finfo(z.dtype).min).logsumexp(-1, keepdim=True)
+        log_q = torch.cat([z.gather(-1, part.ids), tail], dim=-1) - lse
+        return t * t * torch.where(log_p > -torch.inf, log_p.exp() * (log_p - log_q), 0).sum(-1)
 
     return formula
 
@@ -215,6 +238,20 @@ class _SparsePart(torch.autograd.Function):
         return gradient, None
 
 
+def _cosine(targets: TorchEmbedding) -> Formula:
+    def formula(g: Tensor, start: int, stop: int) -> Tensor:
+        return 1 - F.cosine_similarity(g, targets.vectors[start:stop].to(g.dtype), dim=-1)
+
+    return formula
+
+
+def _feature_mse(targets: TorchEmbedding) -> Formula:
+    def formula(g: Tensor, start: int, stop: int) -> Tensor:
+        return (g - targets.vectors[start:stop].to(g.dtype)).square().mean(-1)
+
+    return formula
+
+
 def _hard(labels: Tensor) -> Formula:
     def formula(z: Tensor, start: int, stop: int) -> Tensor:
         return F.cross_entropy(z, labels[start:stop], reduction="none")
@@ -227,24 +264,17 @@ _SOFT: dict[str, Callable[[Any, float], Formula]] = {
     "tempered_kl": _tempered_kl,
     "topk_kl": _topk_kl,
     "sparse_cross_entropy": lambda targets, _: _sparse_cross_entropy(targets),
+    "cosine_distance": lambda targets, _: _cosine(targets),
+    "feature_mse": lambda targets, _: _feature_mse(targets),
 }
 
 _FITTING: dict[type[TorchTargets], tuple[str, ...]] = {
     TorchDense: ("tempered_kl", "logit_l2"),
     TorchTopK: ("topk_kl",),
+    TorchTopP: ("topk_kl",),
     TorchSparse: ("sparse_cross_entropy",),
+    TorchEmbedding: ("cosine_distance", "feature_mse"),
 }
-
-
-def _beta(targets: TorchTopK, temperature: float) -> int:
-    for column, beta in enumerate(targets.betas):
-        if isclose(beta * temperature, 1, rel_tol=1e-6):
-            return column
-    known = ", ".join(f"{1 / beta:g}" for beta in targets.betas)
-    raise ValueError(
-        f"the tail's mass was not stored at temperature {temperature:g} (stored: {known}); "
-        "choose one of these, or label with that beta"
-    )
 
 
 def _by_rows(logits: Tensor, formula: Formula, reduction: Reduction) -> Tensor:

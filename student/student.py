@@ -17,7 +17,8 @@ from student.data import LABEL, Batch, has_labels
 
 
 class Student(nn.Module):
-    """A model whose forward gives logits [N, V] for exactly the positions that have targets.
+    """A model whose forward gives logits [N, V], or of a head of embeddings vectors [N, D], for exactly the
+    positions that have targets.
 
     All goes through `forward`, so DDP can wrap it whole. A model with `features` and `head` (see
     `student.models.SmallLM`) never makes the logits of other positions.
@@ -49,7 +50,8 @@ class Student(nn.Module):
         if logits.ndim != 2 or logits.shape[1] != self.head.size:
             raise SpecMismatch(
                 f"the student gives logits of shape {list(logits.shape)}, the teacher's head {name} has "
-                f"{self.head.size} classes: give the student as many outputs"
+                f"{self.head.size} {'classes' if self.head.codec.of == 'logits' else 'features'}: "
+                "give the student as many outputs"
             )
         return logits
 
@@ -91,7 +93,8 @@ def _check_vocabulary(config: TrainConfig, spec: Spec) -> None:
             "something else to this student"
         )
     head = spec.head(config.head)
-    if vocabulary is not None and head.positions == "next_token" and vocabulary.size > head.size:
+    predicts = head.positions == "next_token" and head.codec.of == "logits"
+    if vocabulary is not None and predicts and vocabulary.size > head.size:
         raise SpecMismatch(
             f"the store's tokenizer has {vocabulary.size} ids, its head {head.name} only {head.size} classes"
         )

@@ -1,4 +1,4 @@
-"""Decoded targets as torch tensors: the same three shapes as `pipeline.targets.decoded`, and nothing more.
+"""Decoded targets as torch tensors: the same shapes as `pipeline.targets.decoded`, and nothing more.
 
 Knows nothing of stores, batches or losses.
 """
@@ -13,12 +13,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.targets.decoded import DenseTargets, Ints, SparseTargets, Targets, TopKTargets
+from pipeline.targets.decoded import (
+    DenseTargets,
+    EmbeddingTargets,
+    Ints,
+    SparseTargets,
+    Targets,
+    TopKTargets,
+    TopPTargets,
+)
+from pipeline.targets.tail import MeasuredTail
 
 
 @dataclass(frozen=True)
 class _OnDevice:
-    """What the three classes share."""
+    """What the classes share."""
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Self:
         """The same on another device."""
@@ -45,11 +54,11 @@ class TorchDense(_OnDevice):
 
 
 @dataclass(frozen=True)
-class TorchTopK(_OnDevice):
+class TorchTopK(_OnDevice, MeasuredTail[Tensor]):
     """The k likeliest classes and the mass of the rest, as in `TopKTargets`.
 
     ids: int64 [N, k]. log_probs: float32 [N, k], at temperature 1. betas: inverse temperatures.
-    tail_log_mass: float32 [N, len(betas)]. size: V.
+    tail_log_mass: float32 [N, len(betas)]. size: V. tail_slope: as tail_log_mass, or None.
     """
 
     ids: Tensor
@@ -57,6 +66,7 @@ class TorchTopK(_OnDevice):
     betas: tuple[float, ...]
     tail_log_mass: Tensor
     size: int
+    tail_slope: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -64,9 +74,64 @@ class TorchTopK(_OnDevice):
     def slice(self, start: int, stop: int) -> TorchTopK:
         """Targets start..stop, as views."""
         part = slice(start, stop)
-        return TorchTopK(
-            self.ids[part], self.log_probs[part], self.betas, self.tail_log_mass[part], self.size
+        slope = None if self.tail_slope is None else self.tail_slope[part]
+        return dataclasses.replace(
+            self,
+            ids=self.ids[part],
+            log_probs=self.log_probs[part],
+            tail_log_mass=self.tail_log_mass[part],
+            tail_slope=slope,
         )
+
+
+@dataclass(frozen=True)
+class TorchTopP(_OnDevice, MeasuredTail[Tensor]):
+    """As many of the likeliest classes as have a share of the mass, and the mass of the rest, as in
+    `TopPTargets`.
+
+    ids: int64 [E]. log_probs: float32 [E]. rows: int64 [E], bounds: int64 [N + 1], as in `TorchSparse`.
+    betas, tail_log_mass, size, tail_slope: as in `TorchTopK`.
+    """
+
+    ids: Tensor
+    log_probs: Tensor
+    rows: Tensor
+    bounds: Ints
+    betas: tuple[float, ...]
+    tail_log_mass: Tensor
+    size: int
+    tail_slope: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.bounds) - 1
+
+    def slice(self, start: int, stop: int) -> TorchTopP:
+        """Targets start..stop; entries as views."""
+        bounds = self.bounds[start : stop + 1]
+        part = slice(int(bounds[0]), int(bounds[-1]))
+        slope = None if self.tail_slope is None else self.tail_slope[start:stop]
+        return dataclasses.replace(
+            self,
+            ids=self.ids[part],
+            log_probs=self.log_probs[part],
+            rows=self.rows[part] - start,
+            bounds=bounds - bounds[0],
+            tail_log_mass=self.tail_log_mass[start:stop],
+            tail_slope=slope,
+        )
+
+    def padded(self) -> TorchTopK:
+        """The same targets with as many entries each as the longest has: a shorter one's likeliest class
+        again, with a log-probability of -inf.
+        """
+        longest = int(np.diff(self.bounds).max(initial=0))
+        begins = torch.from_numpy(self.bounds[:-1]).to(self.ids.device)
+        place = torch.arange(len(self.ids), device=self.ids.device) - begins[self.rows]
+        ids = self.ids[begins][:, None].repeat(1, longest)
+        ids[self.rows, place] = self.ids
+        log_probs = self.log_probs.new_full(ids.shape, -torch.inf)
+        log_probs[self.rows, place] = self.log_probs
+        return TorchTopK(ids, log_probs, self.betas, self.tail_log_mass, self.size, self.tail_slope)
 
 
 @dataclass(frozen=True)
@@ -96,7 +161,21 @@ class TorchSparse(_OnDevice):
         )
 
 
-TorchTargets = TorchDense | TorchTopK | TorchSparse
+@dataclass(frozen=True)
+class TorchEmbedding(_OnDevice):
+    """Vectors of features. vectors: float32 [N, D]."""
+
+    vectors: Tensor
+
+    def __len__(self) -> int:
+        return len(self.vectors)
+
+    def slice(self, start: int, stop: int) -> TorchEmbedding:
+        """Targets start..stop, as views."""
+        return TorchEmbedding(self.vectors[start:stop])
+
+
+TorchTargets = TorchDense | TorchTopK | TorchTopP | TorchSparse | TorchEmbedding
 
 
 def to_torch(targets: Targets) -> TorchTargets:
@@ -104,12 +183,34 @@ def to_torch(targets: Targets) -> TorchTargets:
     match targets:
         case DenseTargets(logits):
             return TorchDense(torch.from_numpy(logits))
-        case TopKTargets(ids, log_probs, betas, tail, size):
+        case TopKTargets(ids, log_probs, betas, tail, size, slope):
             return TorchTopK(
-                torch.from_numpy(ids), torch.from_numpy(log_probs), betas, torch.from_numpy(tail), size
+                torch.from_numpy(ids),
+                torch.from_numpy(log_probs),
+                betas,
+                torch.from_numpy(tail),
+                size,
+                None if slope is None else torch.from_numpy(slope),
+            )
+        case TopPTargets(ids, log_probs, offsets, betas, tail, size, slope):
+            return TorchTopP(
+                torch.from_numpy(ids),
+                torch.from_numpy(log_probs),
+                _rows(offsets),
+                offsets,
+                betas,
+                torch.from_numpy(tail),
+                size,
+                None if slope is None else torch.from_numpy(slope),
             )
         case SparseTargets(ids, weights, offsets, _, size):
-            rows = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
             return TorchSparse(
-                torch.from_numpy(ids), torch.from_numpy(weights), torch.from_numpy(rows), offsets, size
+                torch.from_numpy(ids), torch.from_numpy(weights), _rows(offsets), offsets, size
             )
+        case EmbeddingTargets(vectors):
+            return TorchEmbedding(torch.from_numpy(vectors))
+
+
+def _rows(offsets: Ints) -> Tensor:
+    """The target that each entry belongs to, int64 [E]."""
+    return torch.from_numpy(np.repeat(np.arange(len(offsets) - 1), np.diff(offsets)))

@@ -210,7 +210,9 @@ def _overview(store: Store, progress: dict[str, Any]) -> Table:
     line("teacher", _described(spec.teacher))
     line("views", _described(spec.views))
     for head in spec.heads:
-        settings = ", ".join(f"{key} {value}" for key, value in head.codec.to_json().items() if key != "kind")
+        settings = ", ".join(
+            f"{key} {_shortened(value)}" for key, value in head.codec.to_json().items() if key != "kind"
+        )
         line(f"head {head.name}", f"{count(head.size)} {head.positions}, {head.codec.kind} ({settings})")
     inputs = ", ".join(f"{item.name} {item.dtype} {list(item.shape)}" for item in spec.inputs)
     line("inputs", inputs.replace("None", "…") or "none: the reader needs the corpus")
@@ -238,6 +240,12 @@ def _overview(store: Store, progress: dict[str, Any]) -> Table:
     return table
 
 
+def _shortened(value: Any) -> str:
+    """A codec's setting; a codebook is long."""
+    text = str(value)
+    return text if len(text) <= 60 else f"{text[:20]}… ({count(len(text))} characters)"
+
+
 def _described(description: Any) -> str:
     rest = ", ".join(
         f"{key} {value}" for key, value in description.items() if key not in ("kind", "fingerprint", "labels")
@@ -262,6 +270,9 @@ def _row(console: Console, item: dict[str, Any]) -> None:
         else:
             console.print(f"{name}: {value}", style="dim", markup=False)
     for head, targets in item["heads"].items():
+        if any("norm" in target for target in targets):
+            console.print(_vectors(head, targets))
+            continue
         table = Table(box=None, padding=(0, 2, 0, 0), title=None, header_style="dim")
         text_row = any("next" in target for target in targets)
         if text_row:
@@ -283,6 +294,17 @@ def _row(console: Console, item: dict[str, Any]) -> None:
                 cells = [*first, f"{came['probability']:.3f}", *cells]
             table.add_row(*cells)
         console.print(table)
+
+
+def _vectors(head: str, targets: list[dict[str, Any]]) -> Table:
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
+    table.add_column("at", justify="right", no_wrap=True)
+    table.add_column("norm", justify="right", no_wrap=True)
+    table.add_column(f"{head}: the first values", overflow="fold")
+    for target in targets:
+        values = "  ".join(f"{value:.4g}" for value in target["values"])
+        table.add_row(str(target["position"]), f"{target['norm']:.4g}", f"{values}  …")
+    return table
 
 
 def _name(entry: dict[str, Any]) -> str:

@@ -16,9 +16,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from jobs.distributions import Distributions, distributions
+from jobs.distributions import Distribution, Distributions, distributions
 from jobs.viewer.pictures import draw, is_picture
-from pipeline.targets.decoded import DenseTargets, SparseTargets, Targets, TopKTargets
+from pipeline.targets.decoded import (
+    DenseTargets,
+    EmbeddingTargets,
+    SparseTargets,
+    Targets,
+    TopKTargets,
+    TopPTargets,
+)
 from pipeline.targets.errors import CorruptShard
 from pipeline.targets.rows import Rows
 from pipeline.targets.spec import TOKENS, Head, Spec
@@ -49,6 +56,7 @@ LONGEST_CHARACTER = 8
 ENTROPY_IS: dict[type[Targets] | None, str] = {
     DenseTargets: "which is the teacher's own, over all classes",
     TopKTargets: "with all classes that are not stored counted as one: at most the teacher's own",
+    TopPTargets: "with all classes that are not stored counted as one: at most the teacher's own",
     SparseTargets: "of the stored estimate, whose tail is drawn: on average below the teacher's own",
 }
 """What the entropy of a stored target says of the teacher's."""
@@ -102,8 +110,13 @@ class Builder:
             out["lengths"] = _packed([len(text.encode("utf-16-le", "surrogatepass")) // 2 for text in texts])
             out["length"] = len(ids)
         for head in self.spec.heads:
+            decoded = row.decode(head.name)
+            if isinstance(decoded, EmbeddingTargets):
+                out["heads"].append({"targets": 0})
+                out["inputs"].append(f"{head.name}: {_described(decoded.vectors)}")
+                continue
             try:
-                out["heads"].append(self._head(head, row, ids))
+                out["heads"].append(self._head(head, decoded, row, ids))
             except CorruptShard as error:
                 where = f"head {head.name} of {row.keys[0]}, shard {commit.shard}"
                 raise CorruptShard(f"{where}: {error}; discard its unit and label again") from error
@@ -117,7 +130,7 @@ class Builder:
                 "next": head.positions == "next_token",
                 "size": head.size,
                 "meaning": ENTROPY_IS.get(self._shapes.get(head.name), ""),
-                "partial": self._shapes.get(head.name) is TopKTargets,
+                "partial": self._shapes.get(head.name) in (TopKTargets, TopPTargets),
                 "top": self._top(head.name),
                 "words": (words := self._words(head)),
                 "named": bool(words),
@@ -125,10 +138,9 @@ class Builder:
             for head in self.spec.heads
         ]
 
-    def _head(self, head: Head, row: Rows, ids: Ints | None) -> dict[str, Any]:
+    def _head(self, head: Head, decoded: Distribution, row: Rows, ids: Ints | None) -> dict[str, Any]:
         count = min(int(row.counts(head)[0]), self.tokens)
         came = ids[1 : count + 1] if ids is not None and head.positions == "next_token" else None
-        decoded = row.decode(head.name)
         self._shapes[head.name] = type(decoded)
         named = self._named.setdefault(head.name, set())
         columns: dict[str, list[npt.NDArray[Any]]] = {}

@@ -10,7 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pipeline.targets.commit import Commit
-    from pipeline.targets.decoded import DenseTargets, SparseTargets, Targets, TopKTargets
+    from pipeline.targets.decoded import (
+        DenseTargets,
+        EmbeddingTargets,
+        SparseTargets,
+        Targets,
+        TopKTargets,
+        TopPTargets,
+    )
     from pipeline.targets.errors import DecantError
     from pipeline.targets.ragged import Ragged
     from pipeline.targets.rows import Rows
@@ -24,6 +31,7 @@ __all__ = [
     "Commit",
     "DecantError",
     "DenseTargets",
+    "EmbeddingTargets",
     "Head",
     "Input",
     "Problem",
@@ -37,6 +45,7 @@ __all__ = [
     "Store",
     "Targets",
     "TopKTargets",
+    "TopPTargets",
     "Unit",
     "Verification",
     "Vocabulary",
@@ -44,7 +53,7 @@ __all__ = [
 
 _HOMES = {
     "commit": ("Commit",),
-    "decoded": ("DenseTargets", "SparseTargets", "Targets", "TopKTargets"),
+    "decoded": ("DenseTargets", "EmbeddingTargets", "SparseTargets", "Targets", "TopKTargets", "TopPTargets"),
     "errors": ("DecantError",),
     "ragged": ("Ragged",),
     "rows": ("Rows",),

@@ -1,4 +1,4 @@
-"""What a reader gets back: the three shapes that targets take, whatever codec stored them.
+"""What a reader gets back: the shapes that targets take, whatever codec stored them.
 
 Losses dispatch on these classes and never on a codec.
 """
@@ -9,6 +9,8 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+
+from pipeline.targets.tail import MeasuredTail
 
 Floats = npt.NDArray[np.float32]
 Ints = npt.NDArray[np.int64]
@@ -25,8 +27,8 @@ class DenseTargets:
 
 
 @dataclass(frozen=True)
-class TopKTargets:
-    """The k likeliest classes and the mass of everything else.
+class TopKTargets(MeasuredTail[Floats]):
+    """The k likeliest classes, and the mass of everything else at several temperatures (`MeasuredTail`).
 
     ids: int64 [N, k], likeliest first.
     log_probs: float32 [N, k], natural logarithm of the teacher's probabilities at temperature 1.
@@ -34,6 +36,8 @@ class TopKTargets:
     tail_log_mass: float32 [N, len(betas)], log of the sum over the tail of exp(beta * log p); -inf if there
         is no tail. At beta = 1 it is the log of the tail's probability.
     size: V, the number of classes of the head.
+    tail_slope: float32 [N, len(betas)], the derivative of tail_log_mass in beta, by which it is known between
+        the betas too; 0 if there is no tail. None if it was not stored.
     """
 
     ids: Ints
@@ -41,6 +45,25 @@ class TopKTargets:
     betas: tuple[float, ...]
     tail_log_mass: Floats
     size: int
+    tail_slope: Floats | None = None
+
+
+@dataclass(frozen=True)
+class TopPTargets(MeasuredTail[Floats]):
+    """As many of the likeliest classes as have a share of the mass, and the mass of everything else.
+
+    ids: int64 [E], of each target likeliest first; log_probs: float32 [E].
+    offsets: int64 [N + 1]; target n has the entries offsets[n]:offsets[n + 1], at least one.
+    betas, tail_log_mass, size, tail_slope: as in `TopKTargets`; the tail is what is not among the entries.
+    """
+
+    ids: Ints
+    log_probs: Floats
+    offsets: Ints
+    betas: tuple[float, ...]
+    tail_log_mass: Floats
+    size: int
+    tail_slope: Floats | None = None
 
 
 @dataclass(frozen=True)
@@ -61,4 +84,11 @@ class SparseTargets:
     size: int
 
 
-Targets = DenseTargets | TopKTargets | SparseTargets
+@dataclass(frozen=True)
+class EmbeddingTargets:
+    """Vectors of features, of a head that is no distribution. vectors: float32 [N, D]."""
+
+    vectors: Floats
+
+
+Targets = DenseTargets | TopKTargets | TopPTargets | SparseTargets | EmbeddingTargets

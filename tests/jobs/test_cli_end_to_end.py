@@ -154,3 +154,34 @@ def test_a_budget_becomes_a_threshold_a_table_and_a_picture(small_job: Any, deca
     wrong = decant(folder, "plan", job, "--budget", "plenty")
     assert wrong.exit_code == 2
     assert '"plenty" is no number of bytes' in wrong.stderr
+
+
+def test_embeddings_are_labelled_by_codebooks_and_shown_by_norm_and_first_values(
+    tmp_path: Path, decant: Decant
+) -> None:
+    import numpy as np
+    import yaml
+
+    from pipeline.targets.codecs.codebooks import train
+
+    np.save(tmp_path / "images.npy", np.random.default_rng(0).random((20, 1, 4, 4)).astype(np.float32))
+    books = train(np.random.default_rng(1).normal(0, 3, (300, 10)), 5, iterations=2)
+    settings = {
+        "corpus": {"kind": "arrays", "urls": ["images.npy"]},
+        "views": {"kind": "arrays", "shape": [1, 4, 4]},
+        "teacher": {"kind": "fake", "size": 10, "positions": "single"},
+        "store": {"url": "store", "heads": {"logits": books.to_json()}},
+        "train": {"output": "student", "model": {"kind": "mlp", "hidden": [8]}, "steps": 2, "batch_rows": 4},
+    }
+    (tmp_path / "job.yaml").write_text(yaml.safe_dump(settings))
+    assert decant(tmp_path, "label", "job.yaml").exit_code == 0
+    report = json.loads(decant(tmp_path, "inspect", "store", "--json", "--entries", "4").stdout)
+    (target,) = report["rows"][0]["heads"]["logits"]
+    assert len(target["values"]) == 4
+    assert target["norm"] >= np.linalg.norm(target["values"])
+    assert report["progress"]["statistics"]["logits.cosine"] > 0.5
+    drawn = decant(tmp_path, "inspect", "store").stdout
+    assert f"{target['values'][0]:.4g}" in drawn
+    assert "the first values" in drawn
+    assert books.words not in drawn
+    assert decant(tmp_path, "train", "job.yaml").exit_code == 0

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.fidelity import Comparison, Fidelity, Reference, estimate
-from pipeline.targets.codecs import Codec, Dense, Threshold, TopK
+from pipeline.targets.codecs import Codec, Dense, Threshold, TopK, TopP
 
 
 def softmax(logits: Any) -> Any:
@@ -37,7 +37,9 @@ def compared(codec: Codec, logits: Any, seed: int) -> tuple[Fidelity, Any, Any, 
 @given(
     seed=st.integers(0, 1000),
     scale=st.floats(0.1, 8),
-    codec=st.sampled_from([Threshold(0.05), Threshold(0.3), TopK(3), TopK(50), Dense("float32")]),
+    codec=st.sampled_from(
+        [Threshold(0.05), Threshold(0.3), TopK(3), TopK(50), TopP(0.7, 9), Dense("float32")]
+    ),
 )
 def test_error_and_angle_are_those_of_the_dense_gradients(seed: int, scale: float, codec: Codec) -> None:
     logits = (np.random.default_rng(seed).normal(size=(12, 40)) * scale).astype(np.float32)

@@ -14,9 +14,11 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from jobs.inspection import describe_row
 from pipeline.job import LabelJob
 from pipeline.label import Cancelled, Labeller
 from pipeline.prepare import prepare
+from pipeline.targets.codecs.codebooks import train
 from pipeline.targets.errors import CorpusChanged, SpecMismatch, TooManyQuarantined
 from pipeline.targets.ragged import Ragged
 from pipeline.targets.rows import Rows
@@ -244,6 +246,71 @@ def test_an_object_store_gets_the_same_bytes_as_a_directory(
     here, there = label_all(local), label_all(local.model_copy(update={"store": target}))
     ours = {commit.unit: commit.shard_sha256 for commit in here.commits()}
     assert {commit.unit: commit.shard_sha256 for commit in there.commits()} == ours
+
+
+class LettersAndShape(torch.nn.Module):
+    """Of a window's tokens: how often each of ten classes is in it, and a vector of 16 features."""
+
+    def forward(self, tokens: torch.Tensor, lengths: torch.Tensor) -> dict[str, torch.Tensor]:
+        inside = torch.arange(tokens.shape[1], device=tokens.device) < lengths[:, None]
+        counts = torch.zeros(len(tokens), 10).scatter_add_(1, tokens % 10, inside.float())
+        angles = torch.outer(counts @ torch.arange(10.0), torch.arange(1.0, 17.0))
+        vector = angles.sin()
+        return {"logits": counts, "embedding": torch.where(counts[:, :1] > 20, torch.nan, vector)}
+
+
+@pytest.mark.parametrize("kept", [{"kind": "embedding", "dtype": "int8"}, {"kind": "embedding"}, "codebooks"])
+def test_one_store_holds_classes_and_an_embedding_of_several_views_a_record(
+    make_job: MakeJob, monkeypatch: pytest.MonkeyPatch, kept: Any
+) -> None:
+    module = ModuleType("letters")
+    module.LettersAndShape = LettersAndShape  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "letters", module)
+    if kept == "codebooks":
+        pilot = np.sin(np.outer(np.arange(300) * 0.7, np.arange(1, 17)))
+        kept = train(pilot, 8, iterations=3).to_json()
+    teacher = {
+        "kind": "torch",
+        "factory": "letters:LettersAndShape",
+        "heads": {"logits": 10, "embedding": 16},
+    }
+    texts = {f"{i}.txt": " ".join(f"w{(i + j * 7) % 90}" for j in range(100)) for i in range(8)}
+    texts["bad.txt"] = " ".join(["w10"] * 31)  # its vector is NaN
+    job = make_job(texts, teacher=teacher, heads={"logits": {"kind": "topp", "p": 0.8}, "embedding": kept})
+    store = label_all(job)
+    (item,) = quarantined(store)
+    assert (item.key, item.code, item.reason) == (
+        "bad.txt",
+        "non_finite",
+        "the teacher's embedding are not finite",
+    )
+    rows = rows_of(store)
+    assert int(rows.views.max()) > 1
+    tokens = tokens_of(rows)
+    vectors: Any = rows.decode("embedding")
+    classes: Any = rows.decode("logits")
+    assert vectors.vectors.shape == (len(rows), 16)
+    cosines = []
+    for i in range(len(rows)):
+        expected = LettersAndShape()(
+            torch.from_numpy(tokens[i].astype(np.int64))[None], torch.tensor([len(tokens[i])])
+        )
+        wanted, found = expected["embedding"][0].double().numpy(), vectors.vectors[i].astype(np.float64)
+        cosines.append(float(wanted @ found / max(np.linalg.norm(wanted) * np.linalg.norm(found), 1e-9)))
+        assert classes.ids[classes.offsets[i]] == expected["logits"][0].argmax()
+    assert np.mean(cosines) > (0.8 if kept["kind"] == "codebooks" else 0.9999)
+    statistics = [commit.statistics for commit in store.commits() if commit.rows]
+    weights = [commit.rows for commit in store.commits() if commit.rows]
+    assert np.average([s["embedding.cosine"] for s in statistics], weights=weights) == pytest.approx(
+        np.mean(cosines), abs=1e-3
+    )
+    for name in ("embedding.entropy", "embedding.captured_mass", "embedding.label_nll"):
+        assert not any(name in s for s in statistics)
+    assert all(set(commit.histograms) <= {"logits.entropy"} for commit in store.commits())
+    shown = describe_row(next(c for c in store.commits() if c.rows), rows.take(np.array([0])), None, 3, 5)
+    (target,) = shown["heads"]["embedding"]
+    assert target["norm"] == pytest.approx(float(np.linalg.norm(vectors.vectors[0])), rel=1e-5)
+    assert target["values"] == vectors.vectors[0, :5].tolist()
 
 
 class TwoHeads(torch.nn.Module):

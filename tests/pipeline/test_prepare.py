@@ -3,10 +3,12 @@
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from pipeline.job import LabelJob
 from pipeline.prepare import prepare
+from pipeline.targets.codecs.codebooks import train
 from pipeline.targets.errors import ConfigError, CorpusChanged, SpecMismatch
 
 MakeJob = Callable[..., LabelJob]
@@ -40,6 +42,29 @@ def test_the_spec_says_how_wide_the_logits_are(make_job: MakeJob) -> None:
     assert spec.vocabulary is not None
     assert (spec.vocabulary.size, spec.vocabulary.padded_size) == (91, 128)
     assert spec.head("logits").size == 128
+
+
+def test_an_embedding_may_have_fewer_features_than_the_tokenizer_has_ids(make_job: MakeJob) -> None:
+    """Its size is no vocabulary's; then the padded size is the tokenizer's own."""
+    spec = prepare(make_job(teacher={"size": 64}, heads={"logits": {"kind": "embedding"}})).spec
+    assert spec.vocabulary is not None
+    assert (spec.vocabulary.size, spec.vocabulary.padded_size) == (91, 91)
+    assert spec.head("logits").positions == "next_token"
+
+
+def test_probabilities_of_an_embedding_are_not_averaged(make_job: MakeJob) -> None:
+    members = [{"kind": "fake", "size": 128, "seed": seed} for seed in (0, 1)]
+    ensemble = {"kind": "ensemble", "members": members}
+    heads = {"logits": {"kind": "embedding"}}
+    with pytest.raises(ConfigError, match=r'teacher\.average: the head "logits" .* use "logits"'):
+        prepare(make_job(teacher={**ensemble, "average": "probabilities"}, heads=heads))
+    prepare(make_job(teacher=ensemble, heads=heads))
+
+
+def test_codebooks_of_another_size_are_refused(make_job: MakeJob) -> None:
+    books = train(np.random.default_rng(0).normal(size=(256, 4)), 2, iterations=1)
+    with pytest.raises(ConfigError, match=r"store\.heads\.logits: .* for 4 features, the head has 128"):
+        prepare(make_job(heads={"logits": books.to_json()}))
 
 
 def test_a_grown_corpus_adds_units_and_changes_none(make_job: MakeJob, tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.statistics import Means, distribution
+from pipeline.statistics import Means, distribution, fidelity
 
 
 @settings(deadline=None, max_examples=40)
@@ -48,3 +48,9 @@ def test_means_are_weighted_and_what_is_excluded_is_left_out() -> None:
     assert first.values() == pytest.approx({"h.entries": 4.25, "h.entropy": 99.4 / 3, "h.label_nll": 2.0})
     (bins,) = first.histograms().values()
     assert (len(bins), bins[0], bins[1], bins[39]) == (40, 1, 1, 1)
+
+
+def test_fidelity_is_the_teachers_norm_and_its_cosine_to_what_is_stored() -> None:
+    teacher = torch.tensor([[3.0, 4.0], [0.0, 2.0], [0.0, 0.0], [1.0, 0.0]], dtype=torch.bfloat16)
+    stored = np.array([[6.0, 8.0], [2.0, 0.0], [0.0, 0.0], [0.0, 0.0]], dtype=np.float32)
+    assert fidelity(teacher, stored) == pytest.approx({"norm": 8 / 4, "cosine": (1 + 0 + 1 + 0) / 4})

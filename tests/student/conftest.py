@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.targets.codecs import Codec, Dense, Threshold, TopK
+from pipeline.targets.codecs import Codec, Dense, Embedding, Sampled, Threshold, TopK, TopP
 from pipeline.targets.codecs.base import offsets_of, uniforms
 from pipeline.targets.ragged import Ragged
 from pipeline.targets.rows import Rows
@@ -21,7 +21,10 @@ from pipeline.targets.unit import Slice, Unit
 CODECS: dict[str, Codec] = {
     "dense": Dense(dtype="float32"),
     "topk": TopK(k=5, betas=(0.5, 1.0), dtype="float32"),
+    "topp": TopP(p=0.9, k=6, betas=(0.5, 1.0), dtype="float32", slopes=True),
     "threshold": Threshold(threshold=0.05),
+    "sampled": Sampled(draws=60),
+    "embedding": Embedding(dtype="int8"),
 }
 
 MakeStore = Callable[..., str]

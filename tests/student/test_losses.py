@@ -15,13 +15,15 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from pipeline.targets.codecs import Threshold, TopK
-from pipeline.targets.decoded import SparseTargets
+from pipeline.targets.codecs import Embedding, Sampled, Threshold, TopK, TopP
+from pipeline.targets.decoded import EmbeddingTargets, SparseTargets
 from pipeline.targets.errors import ConfigError
 from student import losses
 from student.config import LossConfig
 from student.losses import (
+    cosine_distance,
     distillation_loss,
+    feature_mse,
     hard_cross_entropy,
     logit_l2,
     sparse_cross_entropy,
@@ -29,7 +31,7 @@ from student.losses import (
     tempered_kl,
     topk_kl,
 )
-from student.targets import TorchDense, TorchSparse, TorchTopK, to_torch
+from student.targets import TorchDense, TorchEmbedding, TorchSparse, TorchTopK, TorchTopP, to_torch
 
 N, V, K = 7, 11, 4
 BETAS = (0.25, 0.5, 1.0)
@@ -44,13 +46,29 @@ def dense(z: Tensor) -> TorchDense:
     return TorchDense(z)
 
 
-def topk(z: Tensor, k: int = K, betas: tuple[float, ...] = BETAS) -> TorchTopK:
+def topk(z: Tensor, k: int = K, betas: tuple[float, ...] = BETAS, slopes: bool = False) -> TorchTopK:
     """In float64, unlike a store's, so that gradients can be checked to many digits."""
     log_p = z.log_softmax(-1)
     values, ids = log_p.topk(k)
     rest = log_p.scatter(-1, ids, -math.inf)
     tail = torch.stack([(beta * rest).logsumexp(-1) for beta in betas], dim=-1)
-    return TorchTopK(ids, values, betas, tail, z.shape[-1])
+    tilted = torch.stack([(beta * rest).softmax(-1).nan_to_num() for beta in betas], dim=-1)
+    slope = (tilted * torch.where(rest > -math.inf, rest, 0)[..., None]).sum(-2) if slopes else None
+    return TorchTopK(ids, values, betas, tail, z.shape[-1], slope)
+
+
+def topp(z: Tensor, counts: list[int], betas: tuple[float, ...] = BETAS) -> TorchTopP:
+    """The likeliest `counts[n]` classes of target n, in float64."""
+    parts = [topk(row[None], k, betas) for row, k in zip(z, counts, strict=True)]
+    return TorchTopP(
+        torch.cat([part.ids[0] for part in parts]),
+        torch.cat([part.log_probs[0] for part in parts]),
+        torch.arange(len(counts)).repeat_interleave(torch.tensor(counts)),
+        np.concatenate([[0], np.cumsum(counts)]),
+        betas,
+        torch.cat([part.tail_log_mass for part in parts]),
+        z.shape[-1],
+    )
 
 
 def sparse(z: Tensor, threshold: float = 0.05, seed: int = 0) -> TorchSparse:
@@ -70,6 +88,8 @@ def densified(targets: TorchSparse) -> Tensor:
 TEACHER = logits(0)
 LABELS = torch.randint(0, V, (N,), generator=torch.Generator().manual_seed(5))
 SPARSE = sparse(TEACHER)
+COUNTS = [1, 4, 2, V, 3, 1, 6]
+"""Classes of each target that top-p keeps: all of one."""
 
 
 def reference_kl(z: Tensor, t: float) -> Tensor:
@@ -78,12 +98,18 @@ def reference_kl(z: Tensor, t: float) -> Tensor:
     return t * t * (p * (p / q).log()).sum(-1)
 
 
-def reference_bucketed(z: Tensor, t: float) -> Tensor:
+def reference_bucketed(z: Tensor, t: float, counts: list[int]) -> Tensor:
+    """The likeliest `counts[n]` classes of target n, and the others as one."""
     p, q = (TEACHER / t).softmax(-1), (z / t).softmax(-1)
-    ids = TEACHER.topk(K).indices
-    p_head, q_head = p.gather(-1, ids), q.gather(-1, ids)
-    p_tail, q_tail = 1 - p_head.sum(-1), 1 - q_head.sum(-1)
-    return t * t * ((p_head * (p_head / q_head).log()).sum(-1) + p_tail * (p_tail / q_tail).log())
+    losses = []
+    for n, k in enumerate(counts):
+        order = TEACHER[n].argsort(descending=True)
+        head, tail = order[:k], order[k:]
+        loss = (p[n, head] * (p[n, head] / q[n, head]).log()).sum()
+        if len(tail):
+            loss = loss + p[n, tail].sum() * (p[n, tail].sum() / q[n, tail].sum()).log()
+        losses.append(t * t * loss)
+    return torch.stack(losses)
 
 
 CASES: dict[str, tuple[Callable[..., Tensor], Callable[[Tensor], Tensor]]] = {
@@ -94,6 +120,14 @@ CASES: dict[str, tuple[Callable[..., Tensor], Callable[[Tensor], Tensor]]] = {
     "hard": (
         lambda z, **kw: hard_cross_entropy(z, LABELS, **kw),
         lambda z: -z.softmax(-1).gather(-1, LABELS[:, None]).log().squeeze(-1),
+    ),
+    "cosine_distance": (
+        lambda z, **kw: cosine_distance(z, TorchEmbedding(TEACHER), **kw),
+        lambda z: 1 - (z * TEACHER).sum(-1) / (z**2).sum(-1).sqrt() / (TEACHER**2).sum(-1).sqrt(),
+    ),
+    "feature_mse": (
+        lambda z, **kw: feature_mse(z, TorchEmbedding(TEACHER), **kw),
+        lambda z: ((z - TEACHER) ** 2).sum(-1) / V,
     ),
     "sparse_cross_entropy": (
         lambda z, **kw: sparse_cross_entropy(z, SPARSE, **kw),
@@ -111,7 +145,11 @@ for _t in (1.0, 2.0, 4.0):
     )
     CASES[f"topk_kl T={_t:g}"] = (
         lambda z, t=_t, **kw: topk_kl(z, topk(TEACHER), t, **kw),
-        lambda z, t=_t: reference_bucketed(z, t),
+        lambda z, t=_t: reference_bucketed(z, t, [K] * N),
+    )
+    CASES[f"topk_kl of topp T={_t:g}"] = (
+        lambda z, t=_t, **kw: topk_kl(z, topp(TEACHER, COUNTS), t, **kw),
+        lambda z, t=_t: reference_bucketed(z, t, COUNTS),
     )
 
 
@@ -230,6 +268,61 @@ def test_the_codecs_topk_gives_the_same_loss_to_its_precision() -> None:
         )
 
 
+@pytest.mark.parametrize("t", [1.0, 1.5, 2.7, 4.0])
+def test_between_stored_temperatures_the_loss_is_near_the_one_with_the_tail_measured_there(t: float) -> None:
+    z = logits(1)
+    measured = topk_kl(z, topk(TEACHER, betas=(1 / t,)), t, reduction="none")
+    between = topk(TEACHER, betas=(0.2, 0.6, 1.0), slopes=True)
+    torch.testing.assert_close(topk_kl(z, between, t, reduction="none"), measured, rtol=1e-2, atol=1e-3)
+
+
+def test_the_codecs_topp_gives_the_loss_of_its_classes() -> None:
+    codec = TopP(p=0.8, k=6, betas=(0.2, 0.6, 1.0), dtype="float32", slopes=True)
+    stored = to_torch(codec.decode(codec.encode(TEACHER.numpy(), np.zeros((N, 0))), V))
+    assert isinstance(stored, TorchTopP)
+    counts = np.diff(stored.bounds).tolist()
+    assert len(set(counts)) > 1
+    wanted = reference_bucketed(logits(1), 1.0, counts)
+    torch.testing.assert_close(topk_kl(logits(1), stored, reduction="none"), wanted, rtol=1e-4, atol=1e-5)
+    topk_kl(logits(1), stored, 3.0)
+    assert len(stored.slice(2, 5)) == 3
+
+
+def test_random_sampling_is_learned_from_as_any_sparse_estimate() -> None:
+    codec = Sampled(40)
+    encoded = codec.encode(TEACHER.numpy(), np.random.default_rng(0).random((N, 40)))
+    targets = to_torch(codec.decode(encoded, V))
+    assert isinstance(targets, TorchSparse)
+    wanted = -(densified(targets) * logits(1).log_softmax(-1)).sum(-1)
+    torch.testing.assert_close(
+        sparse_cross_entropy(logits(1), targets, reduction="none"), wanted, rtol=1e-6, atol=1e-6
+    )
+
+
+def test_embeddings_are_compared_as_they_were_stored() -> None:
+    vectors = TEACHER.float().numpy()
+    codec = Embedding("float32")
+    stored = to_torch(codec.decode(codec.encode(vectors, np.zeros((N, 0))), V))
+    assert isinstance(stored, TorchEmbedding)
+    zero = torch.zeros((), dtype=torch.float32)
+    for loss in (cosine_distance, feature_mse):
+        torch.testing.assert_close(loss(TEACHER.float(), stored), zero, atol=1e-6, rtol=0)
+        assert len(loss(TEACHER[2:4].float(), stored.slice(2, 4), reduction="none")) == 2
+    torch.testing.assert_close(cosine_distance(-3 * TEACHER.float(), stored), zero + 2)
+
+
+def test_a_vector_of_zeros_gives_a_finite_loss_and_gradient() -> None:
+    targets = to_torch(EmbeddingTargets(np.zeros((2, V), dtype=np.float32)))
+    assert isinstance(targets, TorchEmbedding)
+    for start in (torch.zeros(2, V), torch.ones(2, V)):
+        g = start.requires_grad_()
+        loss = cosine_distance(g, targets)
+        loss.backward()
+        assert float(loss.detach()) == 1.0
+        assert g.grad is not None
+        assert bool(g.grad.isfinite().all())
+
+
 def test_classes_that_the_teacher_excludes_cost_nothing() -> None:
     teacher = TEACHER.clone()
     teacher[:, -3:] = -math.inf
@@ -292,6 +385,8 @@ def test_soft_and_hard_are_mixed_by_weight(hard_weight: float) -> None:
         ("logit_l2", dense(TEACHER), 1.0),
         ("topk_kl", topk(TEACHER), 2.0),
         ("sparse_cross_entropy", SPARSE, 1.0),
+        ("cosine_distance", TorchEmbedding(TEACHER), 1.0),
+        ("feature_mse", TorchEmbedding(TEACHER), 1.0),
     ):
         config = LossConfig(kind=kind, temperature=temperature, hard_weight=hard_weight)
         parts: dict[str, Callable[[], Tensor]] = {
@@ -299,6 +394,8 @@ def test_soft_and_hard_are_mixed_by_weight(hard_weight: float) -> None:
             "logit_l2": lambda: logit_l2(z, dense(TEACHER)),
             "topk_kl": lambda: topk_kl(z, topk(TEACHER), 2.0),
             "sparse_cross_entropy": lambda: sparse_cross_entropy(z, SPARSE),
+            "cosine_distance": lambda: cosine_distance(z, TorchEmbedding(TEACHER)),
+            "feature_mse": lambda: feature_mse(z, TorchEmbedding(TEACHER)),
         }
         wanted = (1 - hard_weight) * parts[kind]() + hard_weight * hard_cross_entropy(z, LABELS)
         torch.testing.assert_close(distillation_loss(config, z, targets, LABELS), wanted)
@@ -312,6 +409,8 @@ def test_auto_takes_the_loss_that_fits_the_targets() -> None:
         (dense(TEACHER), tempered_kl(z, dense(TEACHER))),
         (topk(TEACHER), topk_kl(z, topk(TEACHER))),
         (SPARSE, sparse_cross_entropy(z, SPARSE)),
+        (topp(TEACHER, COUNTS), topk_kl(z, topp(TEACHER, COUNTS))),
+        (TorchEmbedding(TEACHER), cosine_distance(z, TorchEmbedding(TEACHER))),
     ):
         torch.testing.assert_close(distillation_loss(auto, z, targets, None), wanted)
 
@@ -328,6 +427,12 @@ def test_a_loss_that_does_not_fit_is_refused_with_what_would() -> None:
         distillation_loss(LossConfig(temperature=3), z, topk(TEACHER), None)
     with pytest.raises(ValueError, match="not stored at temperature 3"):
         topk_kl(z, topk(TEACHER), 3.0)
+    with pytest.raises(ConfigError, match=r"not stored at temperature 5 \(stored: 4, 2, 1, and between\)"):
+        distillation_loss(LossConfig(temperature=5), z, topk(TEACHER, slopes=True), None)
+    with pytest.raises(ConfigError, match="cannot learn from embedding targets; use cosine_distance or"):
+        distillation_loss(LossConfig(kind="logit_l2"), z, TorchEmbedding(TEACHER), None)
+    with pytest.raises(ConfigError, match="temperature must be 1 for cosine_distance"):
+        distillation_loss(LossConfig(temperature=2), z, TorchEmbedding(TEACHER), None)
     with pytest.raises(ConfigError, match="label"):
         distillation_loss(LossConfig(hard_weight=0.5), z, SPARSE, None)
     with pytest.raises(ConfigError, match='"hard"'):

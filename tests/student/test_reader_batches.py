@@ -16,7 +16,7 @@ from pipeline.targets.errors import CorruptShard
 from pipeline.targets.store import Store
 from student import data
 from student.data import TargetReader
-from student.targets import TorchDense, TorchSparse, TorchTopK
+from student.targets import TorchDense, TorchEmbedding, TorchSparse, TorchTopK, TorchTopP
 from student.window import Window
 
 
@@ -32,7 +32,7 @@ def stored(url: str) -> dict[str, Any]:
     return rows
 
 
-@pytest.mark.parametrize("codec", ["dense", "topk", "threshold"])
+@pytest.mark.parametrize("codec", ["dense", "topk", "topp", "threshold", "sampled", "embedding"])
 def test_a_batch_has_each_rows_tokens_labels_and_targets(token_store: Any, codec: str) -> None:
     url = token_store(codec=codec)
     truth = stored(url)
@@ -41,7 +41,7 @@ def test_a_batch_has_each_rows_tokens_labels_and_targets(token_store: Any, codec
         assert tokens.dtype == torch.int64
         assert tokens.shape == (len(batch), int(lengths.max()))
         labels = batch.labels("logits")
-        assert labels is not None
+        assert (labels is None) == (codec == "embedding")
         at = 0
         for i, key in enumerate(batch.keys):
             row, targets = truth[key]
@@ -51,11 +51,14 @@ def test_a_batch_has_each_rows_tokens_labels_and_targets(token_store: Any, codec
             assert not tokens[i, length:].any()
             n = int(batch.counts[i])
             assert n == length - 1
-            assert labels[at : at + n].tolist() == own[1:].tolist()
+            if labels is not None:
+                assert labels[at : at + n].tolist() == own[1:].tolist()
             assert batch.row_index[at : at + n].tolist() == [i] * n
             assert batch.position_index[at : at + n].tolist() == list(range(n))
             mine = batch.targets["logits"].slice(at, at + n)
-            if isinstance(mine, TorchDense):
+            if isinstance(mine, TorchEmbedding):
+                assert np.array_equal(mine.vectors.numpy(), targets.vectors)
+            elif isinstance(mine, TorchDense):
                 assert np.array_equal(mine.logits.numpy(), targets.logits)
             elif isinstance(mine, TorchTopK):
                 assert np.array_equal(mine.ids.numpy(), targets.ids)
@@ -63,11 +66,15 @@ def test_a_batch_has_each_rows_tokens_labels_and_targets(token_store: Any, codec
                 assert np.array_equal(mine.tail_log_mass.numpy(), targets.tail_log_mass)
             else:
                 assert np.array_equal(mine.ids.numpy(), targets.ids)
-                assert np.array_equal(mine.weights.numpy(), targets.weights)
+                if isinstance(mine, TorchTopP):
+                    assert np.array_equal(mine.log_probs.numpy(), targets.log_probs)
+                    assert np.array_equal(mine.tail_slope.numpy(), targets.tail_slope)
+                else:
+                    assert np.array_equal(mine.weights.numpy(), targets.weights)
                 assert np.array_equal(mine.bounds, targets.offsets)
                 assert mine.rows.tolist() == np.repeat(np.arange(n), np.diff(targets.offsets)).tolist()
             at += n
-        assert at == len(batch.targets["logits"]) == len(labels)
+        assert at == len(batch.targets["logits"]) == len(batch.row_index)
 
 
 def test_picking_takes_the_outputs_that_have_a_target(token_store: Any) -> None:
@@ -107,7 +114,7 @@ def test_only_the_heads_asked_for_are_decoded(token_store: Any) -> None:
 
 
 def test_a_batch_moves_to_a_device_as_a_whole(token_store: Any) -> None:
-    for codec in ("dense", "topk", "threshold"):
+    for codec in ("dense", "topk", "topp", "threshold", "sampled", "embedding"):
         batch = next(TargetReader(token_store(codec=codec, name=codec), split="all").epoch(0)).to("meta")
         tensors = [batch.lengths, batch.counts, batch.row_index, batch.position_index, *batch.inputs.values()]
         tensors += [v for v in vars(batch.targets["logits"]).values() if isinstance(v, torch.Tensor)]

@@ -79,14 +79,14 @@ def test_a_run_tells_what_it_does(token_store: Any, tmp_path: Path) -> None:
     assert told[1]["loss"] == events[1].loss  # type: ignore[union-attr]
 
 
-@pytest.mark.parametrize("codec", ["dense", "topk", "threshold"])
+@pytest.mark.parametrize("codec", ["dense", "topk", "topp", "threshold", "sampled"])
 def test_a_student_of_tokens_comes_near_its_teacher(token_store: Any, tmp_path: Path, codec: str) -> None:
     url = token_store([40] * 4, codec=codec, vocabulary=12)
     config = configured(
         url, tmp_path / "run", steps=80, batch_rows=24, evaluate_every=80, holdout=0.2, learning_rate=5e-2
     )
     first, *_, last = [e for e in train(config) if isinstance(e, Step)]
-    floor = teachers_entropy(url) if codec == "threshold" else 0.0
+    floor = teachers_entropy(url) if codec in ("threshold", "sampled") else 0.0
     assert last.loss - floor < 0.25 * (first.loss - floor)
 
 
@@ -115,6 +115,36 @@ def test_a_student_of_images_learns(image_store: Any, tmp_path: Path, model: Any
     )
     first, *_, last = [e for e in train(config) if isinstance(e, Step)]
     assert last.loss < 0.6 * first.loss
+
+
+@pytest.mark.parametrize("loss", ["auto", "feature_mse"])
+def test_a_student_of_embeddings_learns_them_and_no_labels(
+    image_store: Any, tmp_path: Path, loss: Any
+) -> None:
+    config = configured(
+        image_store([60] * 3, codec="embedding"),
+        tmp_path / "run",
+        model={"kind": "mlp", "hidden": [32]},
+        loss={"kind": loss},
+        steps=80,
+        batch_rows=30,
+        holdout=0.1,
+    )
+    events = list(train(config))
+    first, *_, last = [e for e in events if isinstance(e, Step)]
+    assert last.loss < 0.3 * first.loss
+    scores = [e.score for e in events if isinstance(e, Evaluated)]
+    assert scores
+    assert all(score.accuracy is None and score.hard_loss is None for score in scores)
+
+
+def test_hard_labels_are_no_use_to_a_head_of_embeddings(image_store: Any, tmp_path: Path) -> None:
+    url = image_store([20] * 3, codec="embedding")
+    config = configured(
+        url, tmp_path / "run", model={"kind": "mlp", "hidden": [8]}, loss={"hard_weight": 0.5}
+    )
+    with pytest.raises(ConfigError, match="a head of logits"):
+        list(train(config))
 
 
 def test_an_evaluation_is_the_mean_over_all_held_out_targets(token_store: Any, tmp_path: Path) -> None:

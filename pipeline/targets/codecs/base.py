@@ -2,7 +2,9 @@
 
 A codec turns N teacher outputs of one head, [N, V], into a few small arrays and back. It knows nothing of
 rows, files or models: containers lay its arrays out, readers hand them back. A codec is a frozen dataclass
-whose fields are its whole configuration, so `dataclasses.asdict` is its JSON and the JSON rebuilds it.
+whose fields are its whole configuration, so `dataclasses.asdict` is its JSON and the JSON rebuilds it. A
+field that a released codec gets later stays out of its JSON at its default, or every store's fingerprint
+would change.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ import hashlib
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -67,14 +69,23 @@ class NonFiniteLogits(ValueError):
         super().__init__(f"{int(rows.sum())} of {rows.size} targets have logits that are not finite")
 
 
+Of = Literal["logits", "embeddings"]
+"""What a head's numbers are: logits of classes, or features of a vector."""
+
+
 class Codec(ABC):
     """How targets are made smaller, and exactly how a reader gets a distribution back."""
 
     kind: str
     """The codec's name in JSON: in each subclass a dataclass field, `kind: Literal["x"] = "x"`."""
 
-    draws: ClassVar[int] = 0
-    """Uniform random numbers that encoding one target takes (see `uniforms`)."""
+    of: ClassVar[Of] = "logits"
+    """What it encodes. Where a codec of embeddings takes or names logits, they are features, [N, D]."""
+
+    @property
+    def draws(self) -> int:
+        """Uniform random numbers that encoding one target takes (see `uniforms`)."""
+        return 0
 
     @abstractmethod
     def layout(self, size: int) -> tuple[Field, ...]:
@@ -132,8 +143,8 @@ class Codec(ABC):
 
     @abstractmethod
     def statistics(self, encoded: Encoded, size: int) -> dict[str, float]:
-        """Means per target that a commit record keeps: "entries" stored, "captured_mass" (the probability
-        stored with a value of its own) and "payload_bytes", before compression; 0 for no target.
+        """Means per target that a commit record keeps: "entries" stored, "payload_bytes" before compression,
+        and of logits "captured_mass", the probability stored with a value of its own; 0 for no target.
         """
 
     def to_json(self) -> dict[str, Any]:
@@ -184,6 +195,17 @@ def id_dtype(size: int) -> str:
     if size <= 2**32:
         return "<u4"
     raise ValueError(f"a head of {size} classes is more than 2**32")
+
+
+def count_dtype(most: int) -> str:
+    """The smallest stored integer that holds counts up to `most`."""
+    return "|u1" if most <= 255 else "<u2" if most <= 65535 else "<u4"
+
+
+def chunks(logits: torch.Tensor) -> range:
+    """Starts of row chunks whose scratch stays in a CPU's cache, or is small for an accelerator."""
+    elements = 2**20 if logits.device.type == "cpu" else 2**25
+    return range(0, len(logits), max(1, elements // logits.shape[1]))
 
 
 def as_mapping(codec: Codec) -> Mapping[str, Any]:

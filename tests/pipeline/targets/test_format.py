@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import importlib.util
 import json
@@ -16,7 +17,7 @@ import numpy as np
 import pytest
 
 from pipeline.targets import DenseTargets, Ragged, SparseTargets, Store, TopKTargets
-from pipeline.targets.codecs import Dense, Threshold, TopK
+from pipeline.targets.codecs import CODECS, Codebooks, Dense, Embedding, Sampled, Threshold, TopK, TopP
 
 ROOT = Path(__file__).parents[3]
 GOLDEN = ROOT / "tests/golden"
@@ -88,6 +89,16 @@ def scattered(targets: SparseTargets) -> Any:
     p = np.zeros((len(targets.offsets) - 1, targets.size))
     np.add.at(p, (np.repeat(np.arange(len(p)), np.diff(targets.offsets)), targets.ids), targets.weights)
     return p
+
+
+def test_every_codec_and_its_fields_are_in_the_documentation() -> None:
+    text = (ROOT / "docs/format.md").read_text()
+    assert all(f"### `{kind}`" in text for kind in CODECS)
+    words = base64.b64encode(bytes(2 * 256 * 10)).decode()
+    sloped = [codec(betas=(0.5, 1.0), slopes=True) for codec in (TopK, TopP)]
+    for codec in (Dense("int8"), *sloped, Sampled(), Embedding("int8"), Codebooks(10, 5, words)):
+        for field in codec.layout(10):
+            assert f"| `{field.name}`" in text
 
 
 def test_the_documented_fingerprints_and_ids_are_the_stores(tmp_path: Path, kit: Any) -> None:

@@ -116,6 +116,43 @@ def test_a_tail_of_excluded_classes_has_no_mass(implementation: str) -> None:
     assert np.isneginf(decoded.tail_log_mass).all()
 
 
+@settings(deadline=None, max_examples=60)
+@given(
+    logits=hnp.arrays(
+        np.float32,
+        st.tuples(st.integers(1, 4), st.integers(1, 60)),
+        elements=st.sampled_from([-np.inf, -700.0, -1.0, 0.0, 30.0]) | st.floats(-9, 9, width=32),
+    ),
+    k=st.integers(1, 70),
+)
+def test_the_slope_is_the_tails_mean_log_probability_at_each_beta(logits: Array, k: int) -> None:
+    logits = logits[np.isfinite(logits.max(axis=1))]
+    codec = TopK(k=k, betas=BETAS, dtype="float32", slopes=True)
+    ids, log_p, masses = dense_reference(logits, k)
+    expected = np.zeros((len(logits), len(BETAS)))
+    for n, row in enumerate(log_p):
+        tail = np.delete(row, ids[n])
+        tail = tail[np.isfinite(tail)]
+        for b, beta in enumerate(BETAS):
+            if len(tail):
+                weights = np.exp(beta * tail - (beta * tail).max())
+                expected[n, b] = (weights * tail).sum() / weights.sum()
+    for implementation in IMPLEMENTATIONS:
+        encoded = encode(codec, implementation, logits)
+        np.testing.assert_allclose(encoded["tail_slope"], expected, rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(encoded["tail_log_mass"], masses, rtol=1e-6, atol=1e-5)
+
+
+def test_slopes_add_a_field_and_change_nothing_else() -> None:
+    logits = np.random.default_rng(1).normal(size=(5, 300)).astype(np.float32)
+    plain, sloped = TopK(betas=BETAS), TopK(betas=BETAS, slopes=True)
+    assert "slopes" not in plain.to_json()
+    assert sloped.to_json()["slopes"] is True
+    first, second = encode(plain, "numpy", logits), encode(sloped, "numpy", logits)
+    assert list(second) == [*first, "tail_slope"]
+    assert all(first[name].tobytes() == second[name].tobytes() for name in first)
+
+
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 def test_statistics_say_how_much_mass_the_head_has(implementation: str) -> None:
     logits = (np.random.default_rng(3).normal(size=(30, 500)) * 3).astype(np.float32)
