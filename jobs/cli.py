@@ -17,7 +17,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from jobs.commands import config, demo, inspect, label, plan, stores, train
+from jobs.commands import config, demo, inspect, interchange, label, plan, stores, train
 from jobs.terminal import complain
 from pipeline.targets.errors import DecantError
 
@@ -106,6 +106,7 @@ inspect.register(app)
 stores.register(app)
 train.register(app)
 demo.register(app)
+interchange.register(app)
 config.register(app)
 
 
