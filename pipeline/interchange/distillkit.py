@@ -25,7 +25,6 @@ from pipeline.interchange.columns import (
     parquet_columns,
     parquet_rows,
     parquet_units,
-    whole_matrix,
     whole_numbers,
 )
 from pipeline.interchange.sequences import Sequence, SequenceImporter
@@ -191,7 +190,9 @@ class Legacy(Config):
         """Ids int64 [n, k] and values float64 [n, k] of a row. Raises BadCell."""
         bits = _id_bits(self.size)
         per_word = 64 // bits if bits else self.k
-        words = _columns(whole_matrix(row, "packed_indices", 0), "packed_indices", -(-self.k // per_word))
+        words = _columns(matrix(row, "packed_indices", 0), "packed_indices", -(-self.k // per_word))
+        if words.dtype.kind not in "iu":
+            raise BadCell("packed_indices holds something else than whole numbers")
         exact = _columns(matrix(row, "exact_values", 0.0), "exact_values", self.exact_k)
         ranks = np.arange(1, self.k - self.exact_k + 1, dtype=np.float64)
         powers = np.arange(self.polynomial_degree + 1) * (-1.0 if self.invert_polynomial else 1.0)
@@ -205,6 +206,7 @@ class Legacy(Config):
                 f"it has {len(words)} positions of ids, {len(exact)} of values, {len(coefficients)} of coeffs"
             )
         shifts = (bits * np.arange(per_word)).astype(np.uint64)
+        # Signed where the writer could not write unsigned ones: the 64 bits are the same.
         ids = (words.astype(np.uint64)[:, :, None] >> shifts) & np.uint64((1 << bits) - 1)
         with np.errstate(over="ignore", invalid="ignore"):
             rest = coefficients.astype(np.float64) @ basis[:, :terms].T

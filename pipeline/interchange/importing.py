@@ -14,7 +14,7 @@ from pipeline.interchange.base import Importer
 from pipeline.interchange.source import Source
 from pipeline.statistics import Means
 from pipeline.targets.commit import Commit
-from pipeline.targets.errors import PlannedMeanwhile, TooManyQuarantined
+from pipeline.targets.errors import CorpusUnreadable, PlannedMeanwhile, TooManyQuarantined
 from pipeline.targets.rows import Rows
 from pipeline.targets.store import Store
 from pipeline.targets.unit import Quarantined, Unit
@@ -33,9 +33,12 @@ def prepare(importer: Importer, source: Source, url: str, options: Mapping[str, 
     importer was told, CorpusUnreadable when a file of it is broken or half-written.
     """
     spec = importer.spec(source)
-    for unit in importer.units(source):
-        importer.check(source, unit)
-        break
+    first = next(importer.units(source), None)
+    if first is None:
+        raise CorpusUnreadable(
+            f"{source.url} has no rows: a writer that died leaves such files; import what has been written"
+        )
+    importer.check(source, first)
     store = Store.create(url, spec, options)
     # The spec names the source's content, so a plan that is there is the plan of this import.
     if not store.generation():

@@ -113,7 +113,7 @@ def _sorted(ids: Array, log_probs: Array) -> tuple[npt.NDArray[np.int64], npt.ND
 
 def _widened(values: Array, width: int, fill: float) -> Array:
     """With columns of `fill` at the right, up to `width`."""
-    return np.pad(values, ((0, 0), (0, width - values.shape[1])), constant_values=fill)  # type: ignore[call-overload]
+    return np.pad(values, ((0, 0), (0, width - values.shape[1])), constant_values=fill)
 
 
 def _fill(ids: npt.NDArray[np.int64], size: int) -> None:

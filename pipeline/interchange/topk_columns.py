@@ -104,7 +104,7 @@ def _sequence(cells: Mapping[str, Any]) -> Sequence:
     spoken = ~(log_probs <= topk.NOTHING)
     mask = spoken.any(axis=1)
     if cells.get("target_mask") is not None:
-        given = np.not_equal(whole_matrix(cells, "target_mask", 0), 0)
+        given = whole_matrix(cells, "target_mask", 0).astype(bool)
         same_shape(ids, given, "target_token_ids and target_mask")
         wanted = given.any(axis=1)
         # Within a position that counts, a masked entry is padding. A position that does not count as a whole
@@ -211,7 +211,8 @@ def _mask(rows: Rows, counts: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
     stored = rows.inputs.get(MASK)
     if not isinstance(stored, Ragged) or not np.array_equal(stored.lengths, counts + 1):
         return np.ones(int(counts.sum()), dtype=bool)
-    return np.not_equal(np.delete(stored.values, stored.offsets[1:] - 1), 0)
+    mask: npt.NDArray[np.bool_] = np.delete(stored.values, stored.offsets[1:] - 1).astype(bool)
+    return mask
 
 
 def _lists(offsets: npt.NDArray[np.int64], values: pa.Array) -> pa.Array:
