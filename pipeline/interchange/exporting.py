@@ -5,11 +5,11 @@ It knows stores and where files go; what is in their columns is the format's (`t
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.interchange import topk_columns
@@ -60,15 +60,16 @@ def prepare(store: Store, destination: Storage, export: TopKExport) -> list[Comm
 def run(store: Store, destination: Storage, export: TopKExport, commits: list[Commit]) -> Iterator[Commit]:
     """Export units, and give each when its file is durable. Raises CorruptShard, StorageError."""
     for commit in commits:
+        held = io.BytesIO()  # a shard is small, and so are its columns
+        writer: pq.ParquetWriter | None = None
+        for rows in store.read(commit):
+            batch = topk_columns.columns(rows, export.head, export.k, export.alignment, export.normalize)
+            writer = writer or pq.ParquetWriter(held, batch.schema, compression="zstd")
+            writer.write_batch(batch)
+        if writer is not None:
+            writer.close()
         with destination.upload(_name(commit)) as sink:
-            writer: pq.ParquetWriter | None = None
-            for rows in store.read(commit):
-                batch = topk_columns.columns(rows, export.head, export.k, export.alignment, export.normalize)
-                if writer is None:
-                    writer = pq.ParquetWriter(pa.PythonFile(sink, mode="w"), batch.schema, compression="zstd")
-                writer.write_batch(batch)
-            if writer is not None:
-                writer.close()
+            sink.write(held.getbuffer())
         yield commit
 
 

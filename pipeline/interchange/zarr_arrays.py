@@ -59,8 +59,6 @@ class ZarrArrays(LogitArrays):
         array = _open(source, name)
         found = table_of(where, tuple(array.shape), np.dtype(array.dtype))
         there, wanted = array.nchunks_initialized, array.nchunks
-        if getattr(array, "shards", None) is not None:
-            wanted = int(np.prod([-(-n // m) for n, m in zip(array.shape, array.shards, strict=True)]))
         if there < wanted:
             raise CorpusUnreadable(
                 f"{where} has {there} of {wanted} chunks: it is half-written, or copied in part"

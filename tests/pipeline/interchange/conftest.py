@@ -29,7 +29,9 @@ class Row:
 
     def probabilities(self, target: int) -> dict[int, float]:
         """Class to probability, of those that have any."""
-        pairs = zip(self.ids[target].tolist(), np.exp(self.log_probs[target].astype(float)).tolist(), strict=True)
+        pairs = zip(
+            self.ids[target].tolist(), np.exp(self.log_probs[target].astype(float)).tolist(), strict=True
+        )
         return {name: p for name, p in pairs if p > 0}
 
 

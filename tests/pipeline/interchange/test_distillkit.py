@@ -171,7 +171,13 @@ def captures(draw: st.DrawFn) -> tuple[dict[str, Any], list[dict[str, Any]], lis
             exact = [draw(st.floats(-9, -3)) for _ in range(exact_k)]
             terms = [draw(st.floats(-0.5, 0)) if name else -6.0 for name in config["polynomial_terms"]]
             quantised = [
-                (1e-7, [draw(st.integers(0, 2 ** item["element_bits"] - 1)) for _ in range(item["num_elements"])])
+                (
+                    1e-7,
+                    [
+                        draw(st.integers(0, 2 ** item["element_bits"] - 1))
+                        for _ in range(item["num_elements"])
+                    ],
+                )
                 for item in bins
             ]
             raw, values = position(config, exact, terms, quantised)
@@ -288,7 +294,10 @@ def test_packed_rows_are_cut_into_their_documents(tmp_path: Path, import_into: A
     [
         ({"k": 7}, "compressed_logprobs has 20 items|bytepacked_indices has 8 items"),
         ({"exact_k": 3}, "compressed_logprobs has 20 items a position and the config asks for 24"),
-        ({"exact_dtype": "bfloat16"}, "compressed_logprobs has 20 items a position and the config asks for 16"),
+        (
+            {"exact_dtype": "bfloat16"},
+            "compressed_logprobs has 20 items a position and the config asks for 16",
+        ),
         ({"d": 5000}, "bytepacked_indices has 8 items a position and the config asks for 10"),
     ],
 )
@@ -351,7 +360,9 @@ def test_broken_rows_go_to_quarantine_and_the_rest_is_imported(tmp_path: Path, i
     assert found.verified.records == 9
 
 
-@pytest.mark.parametrize("kind", [pa.string(), pa.list_(pa.int64()), pa.list_(pa.list_(pa.string())), pa.int8()])
+@pytest.mark.parametrize(
+    "kind", [pa.string(), pa.list_(pa.int64()), pa.list_(pa.list_(pa.string())), pa.int8()]
+)
 def test_a_column_of_another_type_is_refused_by_name(
     tmp_path: Path, import_into: Any, kind: pa.DataType
 ) -> None:
