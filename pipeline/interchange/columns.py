@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -39,7 +40,7 @@ class BadCell(ValueError):
 
 def parquet_units(source: Source, name: str) -> Iterator[Unit]:
     """A file in row ranges of about UNIT_BYTES, along its row groups. Raises CorpusUnreadable."""
-    with source.open(name) as file, parquet(source.where(name), file) as table:
+    with _table(source, name) as table:
         first = 0
         for number in range(table.num_row_groups):
             group = table.metadata.row_group(number)
@@ -50,12 +51,22 @@ def parquet_units(source: Source, name: str) -> Iterator[Unit]:
             first += group.num_rows
 
 
+@contextmanager
+def _table(source: Source, name: str) -> Iterator[pq.ParquetFile]:
+    """A Parquet file of the source. Raises CorpusUnreadable when it, or a page of it, is broken."""
+    try:
+        with source.open(name) as file, parquet(source.where(name), file) as table:
+            yield table
+    except (ValueError, OverflowError) as error:  # names that are no UTF-8, counts that cannot be
+        raise CorpusUnreadable(f"{source.where(name)} is broken ({error}): copy it again") from error
+
+
 def parquet_columns(source: Source, name: str, columns: Mapping[str, int]) -> frozenset[str]:
     """The columns of a file. columns: how deep the lists of those that matter are, if they are there.
 
     Raises ConfigError when one of them holds something else than lists of numbers of that depth.
     """
-    with source.open(name) as file, parquet(source.where(name), file) as table:
+    with _table(source, name) as table:
         schema = table.schema_arrow
     for column, depth in columns.items():
         if column not in schema.names:
@@ -76,7 +87,7 @@ def parquet_columns(source: Source, name: str, columns: Mapping[str, int]) -> fr
 
 def parquet_rows(source: Source, part: Slice, columns: Sequence[str]) -> Iterator[tuple[int, Cells]]:
     """The rows of a slice, with their number in the file and the columns' cells."""
-    with source.open(part.url) as file, parquet(source.where(part.url), file) as table:
+    with _table(source, part.url) as table:
         first = 0
         for group in range(table.num_row_groups):
             stop = first + table.metadata.row_group(group).num_rows

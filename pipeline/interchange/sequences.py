@@ -105,8 +105,9 @@ class SequenceImporter(Importer):
         right = wrong = seen = 0
         broken: list[str] = []
         for key, row in self.sequences(source, unit):
-            if isinstance(row, str):
-                broken.append(f"{key}: {row}")
+            fault = row if isinstance(row, str) else self._fault(row)
+            if isinstance(row, str) or fault is not None:
+                broken.append(f"{key}: {fault}")
                 if not seen and len(broken) >= BROKEN:
                     break
                 continue
@@ -117,7 +118,10 @@ class SequenceImporter(Importer):
             if seen >= SAMPLE:
                 break
         if broken and not seen:
-            raise ConfigError(f"no row at the beginning of {source.url} can be read, as {broken[0]}")
+            raise ConfigError(
+                f"no row at the beginning of {source.url} can be read so; {broken[0]}: "
+                "give the settings that it was written with"
+            )
         if wrong > 32 and wrong > 4 * right:
             other_name = "self" if self.alignment == "next" else "next"
             raise ConfigError(
@@ -151,6 +155,17 @@ class SequenceImporter(Importer):
         kept = slice(1, None) if self.alignment == "self" else slice(0, max(length - 1, 0))
         return Sequence(row.tokens, row.ids[kept], row.log_probs[kept], row.mask[kept], row.documents)
 
+    def _log_probs(self, row: Sequence) -> Array:
+        return row.log_probs if self.values == "log_probs" else topk.normalized(row.log_probs)
+
+    def _fault(self, row: Sequence) -> str | None:
+        """What is wrong with a row's targets, if anything is."""
+        aligned = self._aligned(row)
+        if isinstance(aligned, str):
+            return aligned
+        found = topk.faults(aligned.ids, self._log_probs(aligned), self.size)
+        return next((reason for _, reason in found.values()), None)
+
     def _rows(self, key: str, part: Sequence, row: int, spec: Spec) -> Rows | Quarantined:
         def refuse(reason: str, code: str = "undecodable") -> Quarantined:
             return Quarantined(key, row, None, code, f"{key}: {reason}")
@@ -159,9 +174,8 @@ class SequenceImporter(Importer):
         if bool(((tokens < 0) | (tokens >= self.size)).any()):
             wrong = tokens[(tokens < 0) | (tokens >= self.size)][0]
             return refuse(f"token {wrong} is not one of {self.size}")
-        values = part.log_probs if self.values == "log_probs" else topk.normalized(part.log_probs)
         try:
-            encoded = topk.encode(part.ids, values, self.width, self.size)
+            encoded = topk.encode(part.ids, self._log_probs(part), self.width, self.size)
         except topk.NoDistribution as error:
             return refuse(str(error), error.code)
         bounds = offsets_of(np.array([len(tokens)]))

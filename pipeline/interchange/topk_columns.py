@@ -101,12 +101,11 @@ def _sequence(cells: Mapping[str, Any]) -> Sequence:
     ids = whole_matrix(cells, "target_token_ids", -1)
     log_probs = matrix(cells, "target_logprobs", -np.inf).astype(np.float64)
     same_shape(ids, log_probs, "target_token_ids and target_logprobs")
-    spoken = ~(log_probs <= topk.NOTHING)
-    mask = spoken.any(axis=1)
+    mask = np.asarray((log_probs > topk.NOTHING).any(axis=1), dtype=bool)
     if cells.get("target_mask") is not None:
-        given = whole_matrix(cells, "target_mask", 0).astype(bool)
+        given: npt.NDArray[np.bool_] = whole_matrix(cells, "target_mask", 0).astype(bool)
         same_shape(ids, given, "target_token_ids and target_mask")
-        wanted = given.any(axis=1)
+        wanted = np.asarray(given.any(axis=1), dtype=bool)
         # Within a position that counts, a masked entry is padding. A position that does not count as a whole
         # (a prompt's) keeps what the teacher said of it.
         log_probs[wanted[:, None] & ~given] = -np.inf

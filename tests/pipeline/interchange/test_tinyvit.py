@@ -128,7 +128,7 @@ def test_a_half_written_file_of_values_is_refused(tmp_path: Path, import_into: A
     write(folder, 0, records(5))
     path = folder / "rank0-values.bin"
     path.write_bytes(path.read_bytes()[:-cut])
-    with pytest.raises(CorpusUnreadable, match="rank0-values.bin has .* bytes, and 5 keys with 3 classes"):
+    with pytest.raises(CorpusUnreadable, match=r"rank0-values\.bin has .* bytes, and 5 keys with 3 classes"):
         import_into("tinyvit", folder, size=SIZE)
 
 
@@ -136,7 +136,7 @@ def test_half_of_a_pair_is_refused(tmp_path: Path, import_into: Any) -> None:
     folder = tmp_path / "in/logits_top3_epoch0"
     write(folder, 0, records(5))
     (folder / "rank0-keys.txt").unlink()
-    with pytest.raises(CorpusUnreadable, match="has no rank0-keys.txt"):
+    with pytest.raises(CorpusUnreadable, match=r"has no rank0-keys\.txt"):
         import_into("tinyvit", folder, size=SIZE)
 
 
