@@ -95,6 +95,7 @@ def decant(
       decant inspect STORE                      what the teacher said
       decant verify STORE                       that every shard is whole
       decant train job.yaml                     a student from the store
+      decant import FORMAT SOURCE STORE         a store of what another system has captured
 
     Any key of the job can be given on the command line: decant label job.yaml label.replicas.max=8
     """

@@ -48,12 +48,9 @@ def encode(ids: Array, log_probs: Array, k: int, size: int) -> Encoded:
     target without any entry thus says that its mass is somewhere else, which is as little as can be said.
     Raises NoDistribution for the first target that is none.
     """
-    found = faults(ids, log_probs, size)
-    if found:
-        target = min(found)
-        code, reason = found[target]
-        raise NoDistribution(f"target {target}: {reason}", code)
     ids, log_probs = _sorted(ids, log_probs)
+    for target, (code, reason) in sorted(_faults(ids, log_probs, size).items()):
+        raise NoDistribution(f"target {target}: {reason}", code)
     width = max(min(k, size), ids.shape[1])
     ids, log_probs = _widened(ids, width, ABSENT), _widened(log_probs, width, -np.inf)
     order = np.argsort(-log_probs, axis=1, kind="stable")[:, : min(k, size)]
@@ -83,22 +80,24 @@ def normalized(values: Array) -> Array:
 
 def faults(ids: Array, log_probs: Array, size: int) -> dict[int, tuple[str, str]]:
     """The targets that are no distributions: by index, a word and the reason, for quarantine."""
-    with np.errstate(over="ignore", invalid="ignore"):
-        total = np.exp(np.where(log_probs <= NOTHING, -np.inf, log_probs.astype(np.float64))).sum(axis=1)
+    return _faults(*_sorted(ids, log_probs), size)
+
+
+def _faults(ids: Array, log_probs: Array, size: int) -> dict[int, tuple[str, str]]:
+    """The same, of sorted entries."""
     out: dict[int, tuple[str, str]] = {}
-    for target in np.flatnonzero(~(total <= 1 + EXCESS)):
-        finite = np.isfinite(total[target])
-        reason = f"its probabilities sum to {total[target]:.4g}, which is more than one"
-        out[int(target)] = (
-            ("undecodable", reason) if finite else ("non_finite", "a log-probability is not finite")
-        )
-    outside = ~(log_probs <= NOTHING) & ((ids < 0) | (ids >= size))
-    for target, column in np.argwhere(outside):
+    for target, column in np.argwhere((ids[:, 1:] == ids[:, :-1]) & (ids[:, 1:] != ABSENT)):
+        out[int(target)] = ("undecodable", f"class {ids[target, column]} stands there twice")
+    for target, column in np.argwhere((ids != ABSENT) & ((ids < 0) | (ids >= size))):
         out[int(target)] = ("undecodable", f"class {ids[target, column]} is not one of {size}")
-    ordered, _ = _sorted(ids, log_probs)
-    twice = (ordered[:, 1:] == ordered[:, :-1]) & (ordered[:, 1:] != ABSENT)
-    for target, column in np.argwhere(twice):
-        out.setdefault(int(target), ("undecodable", f"class {ordered[target, column]} stands there twice"))
+    with np.errstate(over="ignore"):
+        total = np.exp(log_probs).sum(axis=1)
+    for target in np.flatnonzero(~(total <= 1 + EXCESS)):
+        reason = f"its probabilities sum to {total[target]:.4g}, which is more than one"
+        if bool((np.isnan(log_probs[target]) | np.isposinf(log_probs[target])).any()):
+            out[int(target)] = ("non_finite", "a log-probability is not finite")
+        else:
+            out.setdefault(int(target), ("undecodable", reason))
     return out
 
 

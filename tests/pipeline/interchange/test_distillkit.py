@@ -311,18 +311,26 @@ def test_a_configuration_that_is_not_the_datas_is_refused_before_there_is_a_stor
     assert not (tmp_path / "store").exists()
 
 
+@pytest.mark.parametrize(
+    ("normalized", "exact", "coefficients"),
+    [
+        (True, [-0.5, -1.5], [-4.0, -3.0, 2.0]),  # over ranks up to 3 it rises
+        (True, [-0.5, -1.5], [-4.0, -500.0, 400.0]),  # and here beyond what exp can say
+        (False, [-1.15, -1.35], [-1.6, -1.0, 0.0]),  # over [0, 1] it hardly falls
+    ],
+)
 def test_the_wrong_mapping_of_ranks_shows_as_numbers_that_are_no_distribution(
-    tmp_path: Path, import_into: Any
+    tmp_path: Path, import_into: Any, normalized: bool, exact: list[float], coefficients: list[float]
 ) -> None:
-    # The same bytes whichever way t is mapped: captured over [0, 1], a steep polynomial rises over ranks.
+    # The same bytes whichever way t is mapped.
     (tmp_path / "source").mkdir()
-    config = {**SMALL, "normalize_t": True, "polynomial_terms": [0, 1, 2]}
-    data, _ = position(config, [-0.5, -1.5], [-4.0, -3.0, 2.0])
+    config = {**SMALL, "normalize_t": normalized, "polynomial_terms": [0, 1, 2]}
+    data, _ = position(config, exact, coefficients)
     row = {**small_row([1, 2, 3], 2), "compressed_logprobs": [list(data)] * 2}
     write(tmp_path / "source/data_0.parquet", [row])
-    right = configuration(normalize_t=True, polynomial_terms=[0, 1, 2])
+    right = configuration(normalize_t=normalized, polynomial_terms=[0, 1, 2])
     assert not import_into("distillkit", tmp_path / "source", compression=right).reasons
-    wrong = configuration(polynomial_terms=[0, 1, 2])
+    wrong = configuration(normalize_t=not normalized, polynomial_terms=[0, 1, 2])
     with pytest.raises(ConfigError, match=r"data_0\.parquet#0: .* which is more than one"):
         import_into("distillkit", tmp_path / "source", compression=wrong, store=tmp_path / "wrong")
 
