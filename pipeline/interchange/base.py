@@ -12,8 +12,9 @@ from typing import Any, ClassVar
 
 from pipeline.config import Config
 from pipeline.interchange.source import Source
+from pipeline.targets.errors import SpecMismatch
 from pipeline.targets.rows import Rows
-from pipeline.targets.spec import Spec
+from pipeline.targets.spec import Spec, Vocabulary
 from pipeline.targets.unit import Quarantined, Unit
 
 HEAD = "logits"
@@ -55,6 +56,24 @@ class Importer(Config, ABC):
 
         Raises CorpusChanged, or CorpusUnreadable when the file is broken as a whole.
         """
+
+
+def vocabulary(tokenizer: str | None, size: int) -> Vocabulary | None:
+    """The vocabulary of the tokenizer.json in a directory, for a head of `size` classes; None without one.
+
+    Raises UserError when it cannot be read, SpecMismatch when it has more tokens than the head classes.
+    """
+    if tokenizer is None:
+        return None
+    from pipeline.views.token_windows import TokenWindows
+
+    found = TokenWindows(tokenizer=tokenizer).load().vocabulary
+    if found is None or found.size > size:
+        raise SpecMismatch(
+            f"the tokenizer {tokenizer} has {found.size if found else 0} tokens and the head has {size}: "
+            "give the teacher's tokenizer, or the right size"
+        )
+    return Vocabulary(found.size, size, found.fingerprint)
 
 
 def described(kind: str, source: Source, **facts: Any) -> dict[str, Any]:

@@ -18,13 +18,13 @@ import numpy.typing as npt
 from pydantic import Field
 
 from pipeline.interchange import topk
-from pipeline.interchange.base import HEAD, Importer, described
+from pipeline.interchange.base import HEAD, Importer, described, vocabulary
 from pipeline.interchange.columns import BadCell
 from pipeline.interchange.source import Source
 from pipeline.targets.codecs.base import Array, id_dtype, offsets_of
-from pipeline.targets.errors import ConfigError, SpecMismatch
+from pipeline.targets.errors import ConfigError
 from pipeline.targets.rows import Ragged, Rows
-from pipeline.targets.spec import TOKENS, Head, Input, Spec, Vocabulary
+from pipeline.targets.spec import TOKENS, Head, Input, Spec
 from pipeline.targets.unit import Quarantined, Unit
 
 MASK = "target_mask"
@@ -93,7 +93,7 @@ class SequenceImporter(Importer):
             heads=(Head(HEAD, self.size, "next_token", topk.codec(self.width)),),
             teacher=description,
             views={"kind": "imported", "fingerprint": description["fingerprint"]},
-            vocabulary=self._vocabulary(),
+            vocabulary=vocabulary(self.tokenizer, self.size),
         )
 
     def check(self, source: Source, unit: Unit) -> None:
@@ -192,20 +192,6 @@ class SequenceImporter(Importer):
             inputs=inputs,
             heads={HEAD: encoded},
         )
-
-    def _vocabulary(self) -> Vocabulary | None:
-        if self.tokenizer is None:
-            return None
-        from pipeline.views.token_windows import TokenWindows
-
-        found = TokenWindows(tokenizer=self.tokenizer).load().vocabulary
-        if found is None or found.size > self.size:
-            size = found.size if found else 0
-            raise SpecMismatch(
-                f"the tokenizer {self.tokenizer} has {size} tokens and the head has {self.size}: "
-                "give the teacher's tokenizer, or the right size"
-            )
-        return Vocabulary(found.size, self.size, found.fingerprint)
 
 
 def _documents(key: str, row: Sequence) -> Iterator[tuple[str, Sequence]]:

@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from pipeline.interchange.arrays import BLOCK_BYTES, LogitArrays, Table, table_of
+from pipeline.interchange.arrays import BESIDE, BLOCK_BYTES, LogitArrays, Table, table_of
 from pipeline.interchange.source import Source
 from pipeline.targets.codecs.base import Array
 from pipeline.targets.errors import ConfigError, CorpusUnreadable, UserError
@@ -37,25 +37,21 @@ class ZarrArrays(LogitArrays):
         return self.specified("zarr", source)
 
     def names(self, source: Source) -> list[str]:
-        folders = {}
+        folders = set()
         for name in source.files:
             folder, _, file = name.rpartition("/")
             if file in METADATA and _is_array(self._metadata(source, name)):
-                folders[folder] = name
-        wanted = [folder for folder in folders if self.member in (None, folder.rpartition("/")[2])]
-        return sorted(wanted)
+                folders.add(folder)
+        beside = set() if self.member else set(BESIDE)
+        return sorted(
+            folder
+            for folder in folders
+            if self.member in (None, last := folder.rpartition("/")[2]) and last not in beside
+        )
 
     def table(self, source: Source, name: str) -> Table:
         where = f"{source.url}/{name}".rstrip("/")
-        for file in METADATA:
-            path = f"{name}/{file}".lstrip("/")
-            if path in source.files:
-                for codec in _codecs(self._metadata(source, path)):
-                    if codec.removeprefix("numcodecs.") not in HARMLESS:
-                        raise ConfigError(
-                            f"{where} uses the Zarr codec {codec!r}, which is not known to be harmless: "
-                            "store it again with zstd or blosc"
-                        )
+        self._check_codecs(source, name)
         array = _open(source, name)
         found = table_of(where, tuple(array.shape), np.dtype(array.dtype))
         there, wanted = array.nchunks_initialized, array.nchunks
@@ -70,7 +66,7 @@ class ZarrArrays(LogitArrays):
 
     def blocks(self, source: Source, part: Slice) -> Iterator[tuple[int, Array]]:
         array = _open(source, part.url)
-        rows = max(1, BLOCK_BYTES // (array.shape[1] * array.dtype.itemsize))
+        rows = max(1, BLOCK_BYTES // (int(np.prod(array.shape[1:])) * array.dtype.itemsize))
         for first in range(part.start, part.stop, rows):
             try:
                 yield first, np.asarray(array[first : min(first + rows, part.stop)])
@@ -78,6 +74,28 @@ class ZarrArrays(LogitArrays):
                 raise CorpusUnreadable(
                     f"{source.url}/{part.url} does not decode at row {first}: {error}"
                 ) from error
+
+    def tokens(self, source: Source, name: str) -> Array | None:
+        folder = name.rpartition("/")[0]
+        for member in BESIDE:
+            path = f"{folder}/{member}".lstrip("/")
+            if name and any(f"{path}/{file}" in source.files for file in METADATA):
+                self._check_codecs(source, path)
+                return np.asarray(_open(source, path)[:])
+        return None
+
+    def _check_codecs(self, source: Source, name: str) -> None:
+        """Raises ConfigError for a codec that is not known to be harmless."""
+        for file in METADATA:
+            path = f"{name}/{file}".lstrip("/")
+            if path not in source.files:
+                continue
+            for codec in _codecs(self._metadata(source, path)):
+                if codec.removeprefix("numcodecs.") not in HARMLESS:
+                    raise ConfigError(
+                        f"{source.url}/{name} uses the Zarr codec {codec!r}, which is not known to be "
+                        "harmless: store it again with zstd or blosc"
+                    )
 
     def _metadata(self, source: Source, name: str) -> Mapping[str, Any]:
         with source.open(name) as file:

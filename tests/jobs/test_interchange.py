@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -123,6 +126,25 @@ def test_a_mistake_is_answered_with_its_name_and_code_2(
     result = decant(tmp_path, *words)
     assert (result.exit_code, said in " ".join(result.stderr.split())) == (2, True), result.stderr
     assert not (tmp_path / "s").exists()
+
+
+def test_an_import_that_is_killed_is_finished_by_the_same_command(decant: Decant, tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    for i in range(60):
+        np.save(tmp_path / f"in/{i}.npy", np.random.default_rng(i).normal(size=(40, 500)).astype(np.float32))
+    words = ["import", "arrays", "in", "store", "--codec", "threshold:threshold=0.05"]
+    process = subprocess.Popen([sys.executable, "-m", "jobs.cli", *words], cwd=tmp_path)
+    try:
+        while process.poll() is None and len(list(tmp_path.glob("store/commits/*.json"))) < 5:
+            time.sleep(0.01)
+    finally:
+        process.kill()
+        process.wait()
+    before = Store.open(str(tmp_path / "store")).committed()
+    assert 5 <= len(before) <= 60
+    assert decant(tmp_path, *words).exit_code == 0
+    verified = Store.open(str(tmp_path / "store")).verify()
+    assert (verified.problems, verified.units, verified.rows, verified.missing_units) == ((), 60, 2400, 0)
 
 
 def test_a_half_written_source_leaves_no_store(decant: Decant, tmp_path: Path, columns: Path) -> None:

@@ -70,6 +70,81 @@ def test_any_codec_encodes_them_as_it_would_when_labelling(
     assert commit.statistics["logits.entries"] > 1
 
 
+SEQUENCES = RNG.normal(size=(5, 4, 7)).astype(np.float32)
+"""Logits of five sequences of four places."""
+
+
+def save_sequences(folder: Path, form: str, logits: np.ndarray, tokens: np.ndarray) -> None:
+    folder.mkdir(exist_ok=True)
+    if form == "npz":
+        np.savez(folder / "a.npz", logits=logits, tokens=tokens)
+        return
+    group = pytest.importorskip("zarr").create_group(folder / "a")
+    for name, values in (("logits", logits), ("input_ids", tokens)):
+        group.create_array(name, shape=values.shape, dtype=values.dtype)[:] = values
+
+
+@pytest.mark.parametrize(("kind", "form"), [("arrays", "npz"), ("zarr", "zarr3")])
+@pytest.mark.parametrize("more", [0, 1])
+def test_logits_of_sequences_are_targets_of_the_tokens_beside_them(
+    tmp_path: Path, import_into: Any, kind: str, form: str, more: int
+) -> None:
+    tokens = RNG.integers(0, 7, (5, 4 + more))
+    save_sequences(tmp_path / "in", form, SEQUENCES, tokens)
+    found = import_into(kind, tmp_path / "in")
+    assert found.verified.targets == 5 * (3 + more)
+    for i, row in enumerate(found.rows.values()):
+        assert row.inputs["tokens"].tolist() == tokens[i].tolist()
+        np.testing.assert_array_equal(row.logits, SEQUENCES[i, : 3 + more])
+    codec = Threshold(0.1)
+    found = import_into(kind, tmp_path / "in", codec=codec.to_json(), store=tmp_path / "sampled")
+    (commit,) = found.store.commits()
+    (rows,) = found.store.read(commit)
+    draws = [uniforms(0, "logits", key, 0, 3 + more, codec.draws) for key in rows.keys]
+    wanted = codec.encode(SEQUENCES[:, : 3 + more].reshape(-1, 7), np.concatenate(draws))
+    for name in wanted:
+        np.testing.assert_array_equal(rows.heads["logits"][name], wanted[name])
+
+
+def test_a_broken_sequence_goes_to_quarantine_whole(tmp_path: Path, import_into: Any) -> None:
+    logits, tokens = SEQUENCES.copy(), RNG.integers(0, 7, (5, 4))
+    logits[1, 2, 0] = np.nan
+    logits[2, 3, 0] = np.nan  # tells of no token that is there
+    tokens[3, 1] = 7
+    save_sequences(tmp_path / "in", "npz", logits, tokens)
+    found = import_into("arrays", tmp_path / "in")
+    assert {key: code for key, (code, _) in found.reasons.items()} == {
+        "a.npz#1": "non_finite",
+        "a.npz#3": "undecodable",
+    }
+    assert list(found.rows) == ["a.npz#0", "a.npz#2", "a.npz#4"]
+
+
+@pytest.mark.parametrize(
+    "tokens", [np.zeros((5, 6), int), np.zeros((4, 4), int), np.zeros(5, int), np.zeros((5, 4))]
+)
+def test_tokens_of_another_shape_or_type_are_refused(
+    tmp_path: Path, import_into: Any, tokens: np.ndarray
+) -> None:
+    save_sequences(tmp_path / "in", "npz", SEQUENCES, tokens)
+    with pytest.raises(ConfigError, match=r"not whole numbers \[5, 4\]"):
+        import_into("arrays", tmp_path / "in")
+
+
+@pytest.mark.parametrize(("kind", "form"), [("arrays", "npy"), ("zarr", "zarr3")])
+def test_logits_of_sequences_without_their_tokens_are_refused(
+    tmp_path: Path, import_into: Any, kind: str, form: str
+) -> None:
+    (tmp_path / "in").mkdir()
+    if form == "npy":
+        np.save(tmp_path / "in/a.npy", SEQUENCES)
+    else:
+        zarr = pytest.importorskip("zarr")
+        zarr.create_array(tmp_path / "in/a.zarr", shape=SEQUENCES.shape, dtype="float32")[:] = SEQUENCES
+    with pytest.raises(ConfigError, match="no tokens or input_ids beside it"):
+        import_into(kind, tmp_path / "in")
+
+
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_a_row_that_is_not_finite_goes_to_quarantine(tmp_path: Path, import_into: Any, bad: float) -> None:
     logits = LOGITS.copy()
@@ -185,7 +260,7 @@ def test_a_group_gives_its_member_and_an_array_that_is_none_of_logits_is_refused
 
 
 @pytest.mark.parametrize(
-    "logits", [np.zeros(3), np.zeros((2, 3, 4)), np.zeros((3, 0)), np.zeros((2, 3), int)]
+    "logits", [np.zeros(3), np.zeros((2, 3, 4, 5)), np.zeros((3, 0)), np.zeros((2, 3), int)]
 )
 def test_arrays_of_another_shape_or_type_are_refused(
     tmp_path: Path, import_into: Any, logits: np.ndarray
