@@ -26,6 +26,7 @@ from pipeline.corpus.files import cut
 from pipeline.interchange.base import HEAD, UNIT_BYTES, Importer, described, vocabulary
 from pipeline.interchange.source import Source
 from pipeline.job import AnyCodec
+from pipeline.targets import Ragged
 from pipeline.targets.codecs import Codec, Dense
 from pipeline.targets.codecs.base import (
     Array,
@@ -37,7 +38,7 @@ from pipeline.targets.codecs.base import (
     uniforms,
 )
 from pipeline.targets.errors import ConfigError, CorpusUnreadable
-from pipeline.targets.rows import Ragged, Rows
+from pipeline.targets.rows import Rows
 from pipeline.targets.spec import TOKENS, Head, Input, Spec
 from pipeline.targets.unit import Quarantined, Slice, Unit
 

@@ -21,9 +21,10 @@ from pipeline.interchange import topk
 from pipeline.interchange.base import HEAD, Importer, described, vocabulary
 from pipeline.interchange.columns import BadCell
 from pipeline.interchange.source import Source
+from pipeline.targets import Ragged
 from pipeline.targets.codecs.base import Array, id_dtype, offsets_of
 from pipeline.targets.errors import ConfigError
-from pipeline.targets.rows import Ragged, Rows
+from pipeline.targets.rows import Rows
 from pipeline.targets.spec import TOKENS, Head, Input, Spec
 from pipeline.targets.unit import Quarantined, Unit
 

@@ -29,10 +29,11 @@ from pipeline.interchange.columns import (
 )
 from pipeline.interchange.sequences import MASK, Sequence, SequenceImporter, same_shape
 from pipeline.interchange.source import Source
+from pipeline.targets import Ragged
 from pipeline.targets.codecs.base import Array, offsets_of
 from pipeline.targets.decoded import DenseTargets, SparseTargets, Targets, TopKTargets
-from pipeline.targets.errors import ConfigError
-from pipeline.targets.rows import Ragged, Rows
+from pipeline.targets.errors import ConfigError, UserError
+from pipeline.targets.rows import Rows
 from pipeline.targets.spec import TOKENS, Spec
 from pipeline.targets.unit import Slice, Unit
 
@@ -163,7 +164,7 @@ def columns(rows: Rows, head: str, k: int, alignment: Alignment, normalize: bool
 
 def entries(targets: Targets, k: int) -> tuple[npt.NDArray[np.int64], Array, npt.NDArray[np.int64]]:
     """Ids [E], log-probabilities float64 [E] and offsets [N + 1] of the at most k likeliest classes of each
-    target, likeliest first; classes of probability 0 are left out.
+    target, likeliest first; classes of probability 0 are left out. Raises UserError for another kind.
     """
     if isinstance(targets, SparseTargets):
         target = np.repeat(np.arange(len(targets.offsets) - 1), np.diff(targets.offsets))
@@ -177,9 +178,13 @@ def entries(targets: Targets, k: int) -> tuple[npt.NDArray[np.int64], Array, npt
     else:
         if isinstance(targets, TopKTargets):
             table, values = targets.ids, targets.log_probs.astype(np.float64)
-        else:
-            assert isinstance(targets, DenseTargets)
+        elif isinstance(targets, DenseTargets):
             table, values = _likeliest(targets.logits.astype(np.float64), k)
+        else:
+            kind = type(targets).__name__.removesuffix("Targets")
+            raise UserError(
+                f"targets of the kind {kind} are not exported: dense, topk and threshold heads are"
+            )
         count = len(table)
         target, ids, log_probs = np.repeat(np.arange(count), table.shape[1]), table.ravel(), values.ravel()
     order = np.lexsort((ids, -log_probs, target))
