@@ -17,7 +17,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from jobs.commands import config, demo, inspect, label, plan, stores, train
+from jobs.commands import config, demo, inspect, interchange, label, plan, stores, train
 from jobs.terminal import complain
 from pipeline.targets.errors import DecantError
 
@@ -95,6 +95,7 @@ def decant(
       decant inspect STORE                      what the teacher said
       decant verify STORE                       that every shard is whole
       decant train job.yaml                     a student from the store
+      decant import FORMAT SOURCE STORE         a store of what another system has captured
 
     Any key of the job can be given on the command line: decant label job.yaml label.replicas.max=8
     """
@@ -106,6 +107,7 @@ inspect.register(app)
 stores.register(app)
 train.register(app)
 demo.register(app)
+interchange.register(app)
 config.register(app)
 
 

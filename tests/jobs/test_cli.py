@@ -15,7 +15,19 @@ import yaml
 from jobs.config import Job
 from pipeline.targets.errors import TooManyQuarantined
 
-COMMANDS = ["plan", "label", "inspect", "verify", "compact", "gc", "train", "demo", "config"]
+COMMANDS = [
+    "plan",
+    "label",
+    "inspect",
+    "verify",
+    "compact",
+    "gc",
+    "train",
+    "demo",
+    "import",
+    "export",
+    "config",
+]
 
 
 def test_help_names_every_command_and_loads_no_model_library() -> None:
