@@ -10,7 +10,7 @@ WORKERS ?= 2
 PYTEST := $(BIN)/python -m pytest -q --numprocesses $(WORKERS) --dist loadgroup
 
 .DEFAULT_GOAL := help
-BENCHMARKS := bench-bytes bench-read bench-label
+BENCHMARKS := bench-bytes bench-read bench-label bench-targets
 .PHONY: help install chromium demo test test-fast lint format bench $(BENCHMARKS) clean
 
 help:  ## this list

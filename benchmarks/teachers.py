@@ -5,10 +5,15 @@ The demo's own (Python sources, 2,048 tokens), and one of English novels with GP
 
 from __future__ import annotations
 
+import sys
 import tarfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+import torch
 from tokenizers import Tokenizer
 from tokenizers.implementations import ByteLevelBPETokenizer
 
@@ -17,13 +22,17 @@ from jobs.demo import sources, teacher
 HELD_OUT = 10
 """Novels, the last by name, that the teacher is not trained on."""
 
+LARGE = 151_936
+"""Classes of today's large vocabularies."""
+
 
 @dataclass(frozen=True)
 class Material:
-    """A teacher's transformers directory, and texts that it has not seen."""
+    """A teacher, as a job names it, its tokenizer's folder, and texts that it has not seen."""
 
     name: str
-    teacher: Path
+    teacher: dict[str, Any]
+    tokenizer: Path
     unseen: list[Path]
 
 
@@ -44,7 +53,7 @@ def novels(data: Path, cache: Path, seconds: float) -> Material:
             ByteLevelBPETokenizer(str(bpe / "encoder.json"), str(bpe / "vocab.bpe")).to_str()
         )
         train(folder, [path.read_text(encoding="utf-8") for path in files[:-HELD_OUT]], tokenizer, settings)
-    return Material("novels", folder, files[-HELD_OUT:])
+    return Material("novels", _causal_lm(folder), folder, files[-HELD_OUT:])
 
 
 def code(cache: Path, seconds: float) -> Material:
@@ -55,16 +64,60 @@ def code(cache: Path, seconds: float) -> Material:
     if teacher.kept(folder) is None:
         texts = teacher.read(found.teacher)
         train(folder, texts, teacher.train_tokenizer(texts, settings.vocabulary), settings)
-    return Material("code", folder, list(found.labelled.paths))
+    return Material("code", _causal_lm(folder), folder, list(found.labelled.paths))
+
+
+def power_laws(cache: Path, real: Material, entropies: npt.NDArray[np.float64]) -> Material:
+    """Targets over 151,936 classes that fall by a power of their rank, with the entropies given, nats [n]."""
+    ranks = np.arange(1, LARGE + 1, dtype=np.float64)
+    exponents = np.linspace(0.3, 6, 400)
+    known = np.array([_entropy(ranks**-exponent) for exponent in exponents])
+    fitted = np.interp(entropies, known[::-1], exponents[::-1])
+    path = cache / "power-laws.npy"
+    np.save(path, fitted.astype(np.float32))
+    teacher = {
+        "kind": "torch",
+        "factory": "benchmarks.teachers:PowerLaws",
+        "arguments": {"path": str(path)},
+        "heads": {"logits": LARGE},
+        "positions": "next_token",
+    }
+    return Material("power-laws", teacher, real.tokenizer, real.unseen)
+
+
+class PowerLaws(torch.nn.Module):
+    """Logits -s log(rank), with an exponent and an order of the classes for each token and position."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__()
+        self.register_buffer("exponents", torch.from_numpy(np.load(path)))
+        self.register_buffer("logs", torch.arange(1, LARGE + 1).float().log())
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        """[views, L] to [views, L, V]."""
+        seeds = tokens * 8191 + torch.arange(tokens.shape[1]) * 131
+        exponents = self.exponents[seeds % len(self.exponents)]
+        # Multiplying by what has no factor in common with V is an order of the classes.
+        rank = (torch.arange(LARGE) * 104729 + seeds[..., None] * 15485863) % LARGE
+        return -exponents[..., None] * self.logs[rank]
+
+
+def _entropy(weights: npt.NDArray[np.float64]) -> float:
+    p = weights / weights.sum()
+    return float(-(p * np.log(p)).sum())
+
+
+def _causal_lm(folder: Path) -> dict[str, Any]:
+    return {"kind": "causal_lm", "path": str(folder), "device": "cpu"}
 
 
 def train(folder: Path, texts: list[str], tokenizer: Tokenizer, settings: teacher.TeacherSettings) -> None:
     """A teacher of these texts, in a folder."""
 
     def progress(done: float, how: str) -> None:
-        print(f"\r{folder.name}: {done:4.0%}, {how}", end="", flush=True)
+        if sys.stderr.isatty():
+            print(f"\r{folder.name}: {done:4.0%}, {how}", end="", file=sys.stderr, flush=True)
 
     model, trained = teacher.train(teacher.tokenize(tokenizer, texts), settings, progress)
-    print()
     folder.parent.mkdir(parents=True, exist_ok=True)
     teacher.keep(folder, model, tokenizer, trained)

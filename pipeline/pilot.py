@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow.parquet as pq
+import torch
 
 from pipeline.batching import Item, collate, windows
 from pipeline.encoding import Labelled, encode
@@ -23,6 +24,7 @@ from pipeline.prepare import specify
 from pipeline.stream import chunks
 from pipeline.targets.codecs import Codec, Dense, Threshold
 from pipeline.targets.containers import parquet
+from pipeline.targets.decoded import DenseTargets, Targets
 from pipeline.targets.errors import ConfigError, UserError
 from pipeline.targets.rows import Rows
 from pipeline.targets.spec import Head, Spec
@@ -45,12 +47,13 @@ SMALLEST, LARGEST, HALVINGS = 1 / 4096, 0.5, 10
 class Point:
     """A codec on a pilot's targets.
 
-    bytes_per_target: of a Parquet shard's columns, keys and inputs among them. entries, captured_mass: as the
-    codec counts them.
+    bytes_per_target: of a Parquet shard's columns, keys and inputs among them; head_bytes: of the head's
+    alone. entries, captured_mass: as the codec counts them.
     """
 
     codec: Codec
     bytes_per_target: float
+    head_bytes: float
     entries: float
     captured_mass: float
     fidelity: Fidelity
@@ -102,15 +105,28 @@ class Pilot:
         return Point(
             codec,
             _stored_bytes(rows) / self.targets,
+            _stored_bytes(rows, f"{self.head.name}.") / self.targets,
             statistics["entries"],
             statistics["captured_mass"],
             comparison.fidelity(),
         )
 
+    def compare(self, encode: Callable[[torch.Tensor], Targets]) -> Fidelity:
+        """What any function from logits, float32 [n, V], to targets keeps."""
+        comparison = Comparison(self._mean)
+        for answer, sums in zip(self._answers, self._sums, strict=True):
+            dense = self._rows(answer, Dense("float32")).decode(self.head.name)
+            assert isinstance(dense, DenseTargets)
+            comparison.add(estimate(dense, self._mean), sums, encode(torch.from_numpy(dense.logits)))
+        return comparison.fidelity()
+
     def bytes_per_target(self, codec: Codec) -> float:
         """What it costs, without a look at what it keeps."""
-        rows = Rows.concatenate([self._rows(answer, codec) for answer in self._answers])
-        return _stored_bytes(rows) / self.targets
+        return _stored_bytes(self.rows(codec)) / self.targets
+
+    def rows(self, codec: Codec) -> Rows:
+        """All targets, as a shard holds them."""
+        return Rows.concatenate([self._rows(answer, codec) for answer in self._answers])
 
     def threshold_of_bytes(self, most: float) -> Threshold:
         """The smallest threshold whose targets take at most so many bytes. Raises UserError if none does."""
@@ -191,18 +207,16 @@ class Pilot:
         return outcomes[0] if len(outcomes) == 1 and isinstance(outcomes[0], Labelled) else None
 
 
-def _stored_bytes(rows: Rows) -> int:
-    """Of the columns of a Parquet shard with these rows."""
+def _stored_bytes(rows: Rows, prefix: str = "") -> int:
+    """Of the columns of a Parquet shard with these rows, or of those whose names begin so."""
     with io.BytesIO() as sink:
         writer = parquet.Writer(sink, rows.spec)
         writer.write(rows.to_arrow())
         writer.close()
         metadata = pq.ParquetFile(sink).metadata
-        return sum(
-            metadata.row_group(group).column(i).total_compressed_size
-            for group in range(metadata.num_row_groups)
-            for i in range(metadata.num_columns)
-        )
+        groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
+        columns = [group.column(number) for group in groups for number in range(metadata.num_columns)]
+        return sum(c.total_compressed_size for c in columns if c.path_in_schema.startswith(prefix))
 
 
 def _largest(holds: Callable[[float], bool], above: bool) -> Threshold:
