@@ -76,7 +76,7 @@ class Comparison:
         """N targets. p: the teacher's distributions, [N, V]; teacher: sums of these."""
         q = self._q
         if isinstance(targets, SparseTargets):
-            places, weights = _together(targets)
+            places, weights = targets.classes()
             there = p.ravel()[places].astype(np.float64)
             square, cross = float(weights @ weights), float(weights @ there)
             along = float(weights @ q[places % targets.size])
@@ -119,7 +119,7 @@ def estimate(targets: Targets, q: Floats) -> Floats:
             dense /= dense.sum(axis=1, keepdims=True, dtype=np.float64)
             return dense
         case SparseTargets(_, _, offsets, _, size):
-            places, weights = _together(targets)
+            places, weights = targets.classes()
             p = np.zeros((len(offsets) - 1, size))
             p.ravel()[places] = weights
             return p
@@ -141,15 +141,6 @@ def _with_tail(rows: Ints, ids: Ints, log_probs: Floats, tail_log_mass: Floats, 
     p *= np.divide(np.exp(tail_log_mass), rest, out=np.zeros_like(rest), where=rest > 0)[:, None]
     p[rows, ids] = np.exp(log_probs.astype(np.float64))
     return p
-
-
-def _together(targets: SparseTargets) -> tuple[npt.NDArray[np.int64], Doubles]:
-    """Places in the flattened [N, V], each once, and the sums of the weights there."""
-    rows = np.repeat(np.arange(len(targets.offsets) - 1), np.diff(targets.offsets))
-    places, inverse = np.unique(rows * targets.size + targets.ids, return_inverse=True)
-    weights: Doubles = np.zeros(len(places))
-    np.add.at(weights, inverse, targets.weights)
-    return places, weights
 
 
 def _bins(p: Floats) -> npt.NDArray[np.int64]:

@@ -31,7 +31,7 @@ from pipeline.interchange.sequences import MASK, Sequence, SequenceImporter, sam
 from pipeline.interchange.source import Source
 from pipeline.targets import Ragged
 from pipeline.targets.codecs.base import Array, offsets_of
-from pipeline.targets.decoded import DenseTargets, SparseTargets, Targets, TopKTargets
+from pipeline.targets.decoded import DenseTargets, SparseTargets, Targets, TopKTargets, TopPTargets
 from pipeline.targets.errors import ConfigError, UserError
 from pipeline.targets.rows import Rows
 from pipeline.targets.spec import TOKENS, Spec
@@ -167,14 +167,15 @@ def entries(targets: Targets, k: int) -> tuple[npt.NDArray[np.int64], Array, npt
     target, likeliest first; classes of probability 0 are left out. Raises UserError for another kind.
     """
     if isinstance(targets, SparseTargets):
-        target = np.repeat(np.arange(len(targets.offsets) - 1), np.diff(targets.offsets))
-        # An id that was drawn several times has several weights, which add up.
-        pairs, inverse = np.unique(target * np.int64(targets.size) + targets.ids, return_inverse=True)
-        weights = np.bincount(inverse, targets.weights.astype(np.float64), len(pairs))
-        target, ids = pairs // targets.size, pairs % targets.size
+        places, weights = targets.classes()
+        target, ids = places // targets.size, places % targets.size
         count = len(targets.offsets) - 1
         with np.errstate(divide="ignore"):
             log_probs = np.log(weights)
+    elif isinstance(targets, TopPTargets):
+        count = len(targets.offsets) - 1
+        target = np.repeat(np.arange(count), np.diff(targets.offsets))
+        ids, log_probs = targets.ids, targets.log_probs.astype(np.float64)
     else:
         if isinstance(targets, TopKTargets):
             table, values = targets.ids, targets.log_probs.astype(np.float64)
@@ -183,7 +184,7 @@ def entries(targets: Targets, k: int) -> tuple[npt.NDArray[np.int64], Array, npt
         else:
             kind = type(targets).__name__.removesuffix("Targets")
             raise UserError(
-                f"targets of the kind {kind} are not exported: dense, topk and threshold heads are"
+                f"targets of the kind {kind} are not exported: only those that are distributions are"
             )
         count = len(table)
         target, ids, log_probs = np.repeat(np.arange(count), table.shape[1]), table.ravel(), values.ravel()

@@ -83,6 +83,14 @@ class SparseTargets:
     head_counts: Ints
     size: int
 
+    def classes(self) -> tuple[Ints, npt.NDArray[np.float64]]:
+        """Each class of a target once, with the sum of its weights: places in [N * V], ascending, int64 [U],
+        and the sums, float64 [U]."""
+        rows = np.repeat(np.arange(len(self.offsets) - 1), np.diff(self.offsets))
+        places, entries = np.unique(rows * self.size + self.ids, return_inverse=True)
+        sums = np.bincount(entries, self.weights.astype(np.float64), minlength=len(places))
+        return places, sums.astype(np.float64)
+
 
 @dataclass(frozen=True)
 class EmbeddingTargets:

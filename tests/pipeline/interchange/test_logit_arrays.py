@@ -163,7 +163,7 @@ def test_a_logit_that_the_codec_cannot_hold_is_refused_with_the_cure(
     tmp_path: Path, import_into: Any
 ) -> None:
     save(tmp_path / "in", "npy", LOGITS * 1e6)
-    with pytest.raises(ConfigError, match='use dtype "float32"'):
+    with pytest.raises(ConfigError, match='or "float32" for this head'):
         import_into("arrays", tmp_path / "in", codec={"kind": "dense", "dtype": "float16"})
 
 
