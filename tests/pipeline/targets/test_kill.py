@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 
 from pipeline.targets import Store
+from pipeline.targets.containers import CONTAINERS
 
 UNITS = 12
 
@@ -73,6 +74,7 @@ def finished(store: Store, kit: Any) -> None:
     assert {name: files.count(name) for name in set(files)} == expected
 
 
+@pytest.mark.parametrize("container", CONTAINERS)
 def test_killed_at_any_step_nothing_is_lost_or_doubled(tmp_path: Path, kit: Any) -> None:
     number, ran_through = 0, False
     while not ran_through:
@@ -101,6 +103,7 @@ def test_killed_at_any_step_nothing_is_lost_or_doubled(tmp_path: Path, kit: Any)
 JOB = """
 import importlib.util, sys
 from pipeline.targets import Store
+from pipeline.targets.containers import CONTAINERS
 def load(name, path):
     spec = importlib.util.spec_from_file_location(name, path)
     module = importlib.util.module_from_spec(spec)
@@ -144,5 +147,6 @@ def test_killed_at_random_moments_nothing_is_lost_or_doubled(tmp_path: Path, kit
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("container", CONTAINERS)
 def test_killed_at_a_hundred_random_moments_nothing_is_lost_or_doubled(tmp_path: Path, kit: Any) -> None:
     kill_at_random(tmp_path, kit, 100)
