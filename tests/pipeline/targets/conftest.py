@@ -142,7 +142,9 @@ class Kit:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Where bytes go and how a container lays them out is unrelated: not all pairs are tried every time."""
     for item in items:
-        params = item.callspec.params if isinstance(item, pytest.Function) and hasattr(item, "callspec") else {}
+        params = (
+            item.callspec.params if isinstance(item, pytest.Function) and hasattr(item, "callspec") else {}
+        )
         if params.get("place") == "s3" and params.get("container", "parquet") != "parquet":
             item.add_marker(pytest.mark.slow)
 

@@ -74,7 +74,10 @@ def finished(store: Store, kit: Any) -> None:
     assert {name: files.count(name) for name in set(files)} == expected
 
 
-@pytest.mark.parametrize("container", CONTAINERS)
+# The steps are the storage's; containers differ in none.
+@pytest.mark.parametrize(
+    "container", [pytest.param(c, marks=pytest.mark.slow if c != "parquet" else ()) for c in CONTAINERS]
+)
 def test_killed_at_any_step_nothing_is_lost_or_doubled(tmp_path: Path, kit: Any) -> None:
     number, ran_through = 0, False
     while not ran_through:
