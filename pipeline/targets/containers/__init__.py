@@ -10,6 +10,7 @@ import pyarrow as pa
 
 from pipeline.targets.containers import parquet, webdataset, zarr
 from pipeline.targets.containers.base import Writer
+from pipeline.targets.spec import Container as Name
 from pipeline.targets.spec import Spec
 
 
@@ -27,7 +28,7 @@ class Container:
     read: Callable[[bytes, Spec], Iterator[pa.RecordBatch]]
 
 
-CONTAINERS = {
+CONTAINERS: dict[Name, Container] = {
     "parquet": Container("parquet", parquet.Writer, parquet.read),
     "webdataset": Container("tar", webdataset.Writer, webdataset.read),
     "zarr": Container("zarr.zip", zarr.Writer, zarr.read),

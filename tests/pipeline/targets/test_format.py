@@ -1,4 +1,4 @@
-"""The format: docs/format.md is true and sufficient, and stores of version 1 stay readable for ever."""
+"""The format: docs/format.md is true and sufficient, and stores of released versions stay readable."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ import pytest
 
 from pipeline.targets import DenseTargets, Ragged, SparseTargets, Store, TopKTargets
 from pipeline.targets.codecs import Dense, Threshold, TopK
+from pipeline.targets.containers import CONTAINERS
 
 ROOT = Path(__file__).parents[3]
 GOLDEN = ROOT / "tests/golden"
@@ -120,15 +121,17 @@ def test_every_file_of_a_store_is_in_the_documentation(tmp_path: Path, kit: Any)
             assert f"| `{field.name}` |" in text
 
 
-GOLDEN_STORES = sorted(path.parent for path in GOLDEN.glob("v*/*/expected.json"))
+GOLDEN_STORES = sorted(path.parent for path in GOLDEN.glob("v*/**/expected.json"))
 
 
-def test_there_is_a_golden_store_of_every_codec() -> None:
-    assert [f"{path.parent.name}/{path.name}" for path in GOLDEN_STORES] == [
-        "v1/dense",
-        "v1/threshold",
-        "v1/topk",
-    ]
+def golden_name(path: Path) -> str:
+    return path.relative_to(GOLDEN).as_posix()
+
+
+def test_there_is_a_golden_store_of_every_codec_and_container() -> None:
+    wanted = {"v1/dense", "v1/threshold", "v1/topk"}
+    wanted |= {f"v2/{container}/{codec}" for container in CONTAINERS for codec in ("dense", "topk")}
+    assert wanted <= {golden_name(path) for path in GOLDEN_STORES}
 
 
 def contents() -> Callable[[Store], dict[str, Any]]:
@@ -142,7 +145,7 @@ def contents() -> Callable[[Store], dict[str, Any]]:
     return function
 
 
-@pytest.mark.parametrize("golden", GOLDEN_STORES, ids=lambda path: f"{path.parent.name}-{path.name}")
+@pytest.mark.parametrize("golden", GOLDEN_STORES, ids=golden_name)
 def test_a_golden_store_decodes_to_the_same_bits_as_ever(golden: Path) -> None:
     expected = json.loads((golden / "expected.json").read_text())
     store = Store.open(str(golden / "store"))
