@@ -6,6 +6,8 @@ and where the file lies it does not know.
 
 from __future__ import annotations
 
+import struct
+import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal, Protocol
@@ -19,6 +21,21 @@ from pipeline.targets.spec import Spec
 
 BATCH_BYTES = 2 * 2**20
 """Encoded bytes after which a batch ends: what a writer holds, and a reader decodes at once."""
+
+
+BROKEN_ZIP = (
+    zipfile.BadZipFile,
+    NotImplementedError,
+    RuntimeError,
+    ValueError,
+    KeyError,
+    TypeError,
+    EOFError,
+    OSError,
+    OverflowError,
+    struct.error,
+)
+"""What zipfile and NumPy's npy raise of bytes that are none."""
 
 
 class Writer(Protocol):

@@ -15,7 +15,6 @@ from __future__ import annotations
 import io
 import json
 import math
-import struct
 import tarfile
 import zipfile
 import zlib
@@ -26,25 +25,12 @@ from typing import Any, BinaryIO
 import numpy as np
 import pyarrow as pa
 
-from pipeline.targets.containers.base import BATCH_BYTES, Typed, check, content, typed_columns
+from pipeline.targets.containers.base import BATCH_BYTES, BROKEN_ZIP, Typed, check, content, typed_columns
 from pipeline.targets.errors import CorruptShard
 from pipeline.targets.spec import Spec
 
 _IDENTITY = ("key", "row", "view", "views", "targets")
 _END = bytes(2 * tarfile.BLOCKSIZE)
-_BROKEN_NPZ = (
-    zipfile.BadZipFile,
-    NotImplementedError,
-    RuntimeError,
-    ValueError,
-    KeyError,
-    EOFError,
-    OSError,
-    OverflowError,
-    TypeError,
-    struct.error,
-)
-"""What zipfile and npy raise of bytes that are none."""
 
 
 class Writer:
@@ -228,7 +214,7 @@ def _arrays(name: str, npz: memoryview, columns: Sequence[Typed]) -> list[memory
             if [info.filename for info in infos] != [f"{column.name}.npy" for column in columns]:
                 raise ValueError(f"it holds {[info.filename for info in infos]}")
             return [_array(archive, info, c, len(npz)) for info, c in zip(infos, columns, strict=True)]
-    except _BROKEN_NPZ as error:
+    except BROKEN_ZIP as error:
         raise CorruptShard(f"{name} does not decode: {error}") from error
 
 

@@ -17,6 +17,7 @@ import pytest
 
 from pipeline.targets import Input, Ragged, Rows, Spec
 from pipeline.targets.containers import zarr as container_zarr
+from pipeline.targets.containers import zarr_zip
 from pipeline.targets.errors import CorruptShard
 
 Members = dict[str, bytes]
@@ -30,8 +31,10 @@ def container() -> str:
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Chunks, shards and blocks of a few items, so that a few rows have many."""
-    for name, value in {"CHUNK_BYTES": 32, "SHARD_CHUNKS": 3, "BLOCK_ROWS": 4, "BATCH_BYTES": 300}.items():
-        monkeypatch.setattr(container_zarr, name, value)
+    monkeypatch.setattr(zarr_zip, "CHUNK_BYTES", 32)
+    monkeypatch.setattr(zarr_zip, "SHARD_CHUNKS", 3)
+    monkeypatch.setattr(container_zarr, "BLOCK_ROWS", 4)
+    monkeypatch.setattr(container_zarr, "BATCH_BYTES", 300)
 
 
 def written(rows: Rows, batch_bytes: int = 2**21) -> bytes:
@@ -210,7 +213,7 @@ HOSTILE: dict[str, tuple[Callable[[Members], object], str]] = {
     ),
     "a negative shape": (metadata("in.tokens", lambda m: m.update(shape=[-1])), "another shape"),
     "a shape that is true": (metadata("in.tokens", lambda m: m.update(shape=[True])), "another shape"),
-    "no shape": (metadata("in.tokens", lambda m: m.pop("shape")), "another shape"),
+    "no shape": (metadata("in.tokens", lambda m: m.pop("shape")), "no shape"),
     "another row count": (metadata("view", lambda m: m.update(shape=[2])), "view has not 3 rows"),
     "no rows": (metadata("row", lambda m: m.update(shape=[0])), "does not belong"),
     "another type": (metadata("in.tokens", lambda m: m.update(data_type="uint8")), "another data_type"),
@@ -260,9 +263,9 @@ HOSTILE: dict[str, tuple[Callable[[Members], object], str]] = {
     ),
     "an index that is broken": (
         lambda m: m.update({"in.tokens/c/0": m["in.tokens/c/0"][:-1] + b"\0\0"}),
-        "the index of in.tokens/c/0",
+        "chunk 0 of in.tokens",
     ),
-    "a shard of nothing": (lambda m: m.update({"in.tokens/c/0": b""}), "the index of in.tokens/c/0"),
+    "a shard of nothing": (lambda m: m.update({"in.tokens/c/0": b""}), "has no index"),
     "falling offsets": (
         lambda m: m.update({"offsets/in.tokens/c/0": numbers([0, 4, 2, 9], "<i8")}),
         "do not rise",
