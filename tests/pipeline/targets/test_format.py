@@ -84,6 +84,26 @@ def test_the_documented_reader_reads_what_the_store_reads(tmp_path: Path, kit: A
                 np.testing.assert_allclose(theirs, scattered(ours), atol=1e-6)
 
 
+def test_the_documented_ways_to_read_tar_and_zarr_without_decant_work(
+    tmp_path: Path, kit: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    blocks = re.findall(r"```py\n(.*?)```", (ROOT / "docs/format.md").read_text(), re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    for container, block in zip(("webdataset", "zarr"), blocks, strict=True):
+        pytest.importorskip(container)
+        store = Store.create(container, kit.text_spec(container=container))
+        commit = kit.label(store, "ab" * 16)
+        extension = CONTAINERS[container].extension
+        Path(f"shard.{extension}").write_bytes(store.storage.read(commit.shard))
+        exec(block, {})
+        (rows,) = store.read(commit)
+        said = capsys.readouterr().out
+        if container == "webdataset":
+            assert f"{rows.keys[7]} ({rows.inputs['tokens'].lengths[7]},)" in said.splitlines()
+        else:
+            assert said.strip() == f"{store.spec.fingerprint} {rows.inputs['tokens'][7]}"
+
+
 def scattered(targets: SparseTargets) -> Any:
     """The estimate as [N, V]."""
     p = np.zeros((len(targets.offsets) - 1, targets.size))
