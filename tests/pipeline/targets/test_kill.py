@@ -19,6 +19,7 @@ import pytest
 
 from pipeline.targets import Store
 from pipeline.targets.containers import CONTAINERS
+from pipeline.targets.convert import convert, destination
 
 UNITS = 12
 
@@ -101,6 +102,36 @@ def test_killed_at_any_step_nothing_is_lost_or_doubled(tmp_path: Path, kit: Any)
         check(store, log.read_text().split() if log.exists() else [])
         finished(store, kit)
     assert number > 30
+
+
+@pytest.mark.parametrize("container", [pytest.param("webdataset", marks=pytest.mark.slow), "zarr"])
+def test_a_conversion_killed_at_any_step_is_finished_by_the_next(
+    tmp_path: Path, kit: Any, container: str
+) -> None:
+    source = Store.create(str(tmp_path / "source"), kit.text_spec(container="parquet"))
+    source.write_plan(kit.make_units(2), {"kind": "text"}, source.generation())
+    for unit in source.planned():
+        kit.label(source, unit.id)
+    number, ran_through = 1, False
+    while not ran_through:
+        url = str(tmp_path / f"{number}")
+        child = os.fork()
+        if child == 0:
+            try:
+                kill_before_step(number)
+                convert(source, destination(source, url, container))
+                os._exit(0)
+            except BaseException:  # noqa: BLE001
+                os._exit(1)
+        status = os.waitpid(child, 0)[1]
+        ran_through = status == 0
+        assert ran_through or os.WTERMSIG(status) == signal.SIGKILL
+        target = destination(source, url, container)
+        check(target, [])
+        convert(source, target)
+        check(target, [unit.id for unit in source.planned()])
+        number += 3
+    assert number > 20
 
 
 JOB = """
