@@ -16,6 +16,7 @@ import pyarrow as pa
 import pytest
 
 from pipeline.targets import Input, Ragged, Rows, Spec
+from pipeline.targets.codecs import TopK
 from pipeline.targets.containers import zarr as container_zarr
 from pipeline.targets.containers import zarr_zip
 from pipeline.targets.errors import CorruptShard
@@ -291,7 +292,7 @@ HOSTILE: dict[str, tuple[Callable[[Members], object], str]] = {
 def test_a_group_that_lies_is_refused_by_name(
     kit: Any, change: Callable[[Members], object], why: str
 ) -> None:
-    rows = kit.make_rows(kit.text_spec(), 3)
+    rows = kit.make_rows(kit.text_spec(TopK(k=3)), 3)
     members = members_of(written(rows))
     assert kit.same(found(zip_of(members), rows.spec), rows)
     change(members)
