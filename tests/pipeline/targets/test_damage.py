@@ -279,10 +279,11 @@ def test_a_full_disk_damages_nothing_and_labelling_goes_on_afterwards(tiny_disk:
     units = kit.make_units(200)
     store.write_plan(units, {"kind": "text"}, store.generation())
     committed = []
+    many = 8 if kit.container == "webdataset" else 100  # a few units fill the disk
 
     def fill() -> None:
         for unit in units:
-            parts = [kit.make_rows(store.spec, 30, first=i * 30, seed=len(committed)) for i in range(2)]
+            parts = [kit.make_rows(store.spec, many, first=i * many, seed=len(committed)) for i in range(8)]
             committed.append(kit.label(store, unit.id, parts))
 
     with pytest.raises(StorageError, match="full") as caught:
@@ -292,7 +293,7 @@ def test_a_full_disk_damages_nothing_and_labelling_goes_on_afterwards(tiny_disk:
     assert sorted(c.unit for c in store.commits()) == sorted(c.unit for c in committed)
     assert not store.verify().problems
     store.gc(0)
-    store.discard([commit.unit for commit in committed[: len(committed) // 2 + 1]])
+    store.discard([committed[0].unit])
     store.gc(0)
     kit.label(store, committed[0].unit)
     assert not store.verify().problems
