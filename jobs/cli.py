@@ -17,7 +17,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from jobs.commands import config, demo, inspect, interchange, label, plan, stores, train
+from jobs.commands import config, convert, demo, inspect, interchange, label, plan, stores, train
 from jobs.terminal import complain
 from pipeline.targets.errors import DecantError
 
@@ -105,6 +105,7 @@ plan.register(app)
 label.register(app)
 inspect.register(app)
 stores.register(app)
+convert.register(app)
 train.register(app)
 demo.register(app)
 interchange.register(app)
