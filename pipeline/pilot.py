@@ -85,9 +85,11 @@ class Pilot:
         self._budget, self.targets = job.label.batching.budget, 0
         units = list(islice(job.corpus.units(), LISTED))
         places = np.unique(np.linspace(0, len(units) - 1, SAMPLED).astype(int))
-        self._units = [units[place] for place in places]
+        # Every second one first: a whole view is asked of each, so that the targets may be there early.
+        self._units = [units[place] for place in (*places[::2], *places[1::2])]
         for number, unit in enumerate(self._units):
-            self._ask(unit, -(-(targets - self.targets) // (len(self._units) - number)))
+            if (wanted := targets - self.targets) > 0:
+                self._ask(unit, -(-wanted // (len(self._units) - number)))
         if not self.targets:
             raise UserError(f"the first {len(units)} units of the corpus have no record with a target")
         total = sum(self._p(answer).sum(axis=0, dtype=np.float64) for answer in self._answers)
@@ -152,7 +154,7 @@ class Pilot:
 
     def targets_per_byte(self) -> float:
         """Targets that a byte of the corpus has, judged by one of the pilot's units, which is read whole."""
-        unit = self._units[len(self._units) // 2]
+        unit = self._units[len(self._units) // 4]
         found = 0.0
         for window in windows(chunks(self._corpus.read(unit), 16), self._renderer, 256):
             found += sum(self._count(item.content.size) for item in window.items)

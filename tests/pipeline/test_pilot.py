@@ -23,8 +23,11 @@ def pilot(make_job: MakeJob) -> Pilot:
     return Pilot(make_job(), 600)
 
 
-def test_it_has_about_as_many_targets_as_asked_from_all_over_the_corpus(pilot: Pilot, tmp_path: Path) -> None:
+def test_it_has_about_as_many_targets_as_asked_from_all_over_the_corpus(
+    pilot: Pilot, make_job: MakeJob, tmp_path: Path
+) -> None:
     assert 600 <= pilot.targets < 900
+    assert 100 <= Pilot(make_job(), 100).targets < 140
     assert pilot.seconds_per_target() > 0
     assert not (tmp_path / "store").exists()
 
