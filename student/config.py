@@ -218,8 +218,8 @@ class TrainConfig(Config):
     """Steps between reports of the loss."""
 
     check_rows: NonNegativeInt = 64
-    """Rows of the store that are looked at before the first step, of at most 4 shards: checksums, targets that
-    are distributions, and that they stand at their own tokens. 0 looks at none."""
+    """Rows of the store that are looked at before the first step, of at most 4 shards: whether the bytes are
+    right, the targets distributions, and each at its own token. 0 looks at none."""
 
     tensorboard: bool = False
     """Write TensorBoard events to `output`/tensorboard."""
