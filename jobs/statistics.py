@@ -162,7 +162,7 @@ class _Entries:
 
 
 def _stored_classes(targets: Targets) -> npt.NDArray[np.int64]:
-    """Entries of each target, int64 [N]."""
+    """Entries of each target, int64 [N]; none for targets that have no classes."""
     match targets:
         case DenseTargets(logits):
             return np.full(len(logits), logits.shape[1], dtype=np.int64)
@@ -170,7 +170,7 @@ def _stored_classes(targets: Targets) -> npt.NDArray[np.int64]:
             return np.full(len(ids), ids.shape[1], dtype=np.int64)
         case SparseTargets():
             return np.diff(targets.offsets)
-    raise TypeError(f"no entries are known of {type(targets).__name__}")
+    return np.zeros(0, dtype=np.int64)
 
 
 def _head(head: Head, totals: Totals, entries: _Entries) -> dict[str, Any]:

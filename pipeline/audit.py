@@ -46,7 +46,7 @@ from pipeline.views.base import Rejected, View
 
 if TYPE_CHECKING:
     from pipeline.job import LabelJob
-    from pipeline.teachers.base import Teacher
+    from pipeline.teachers.base import Teacher, TeacherConfig
 
 IMPORTED = "imported"
 """The kind of teacher that a store's spec names when the targets came from other software."""
@@ -127,16 +127,18 @@ def audit(
     rows: int = 64,
     units: int = 16,
     seed: int = 0,
+    tolerance: float | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Audit:
     """Relabel `rows` rows of at most `units` units of the job's store, and compare.
 
+    tolerance: nats that a single log-probability may be off by; by default by the teacher's type of number.
     progress: called with the rows done and the rows chosen. A store whose teacher is of the kind "imported"
     is labelled from its own inputs, and its spec is not compared with the job's.
     Raises UserError when nothing is committed or the store holds no inputs to label, SpecMismatch when the
     teacher has not the store's heads, StorageError, TeacherError.
     """
-    with closing(_Auditor(job, seed)) as auditor:
+    with closing(_Auditor(job, seed, tolerance)) as auditor:
         return auditor.run(rows, units, progress or (lambda done, chosen: None))
 
 
@@ -154,7 +156,7 @@ class _Unit:
 class _Auditor:
     """One audit: the job's parts, loaded, and what was found so far."""
 
-    def __init__(self, job: LabelJob, seed: int) -> None:
+    def __init__(self, job: LabelJob, seed: int, tolerance: float | None) -> None:
         self.job, self.seed = job, seed
         self.store = Store.open(job.store.url, job.store.options)
         self.spec = self.store.spec
@@ -171,7 +173,9 @@ class _Auditor:
         except Exception:
             self.close()
             raise
-        noise = Noise.of(str(getattr(job.teacher, "dtype", "float32")), self.imported)
+        noise = Noise.of(_exact(job.teacher), self.imported)
+        if tolerance is not None:
+            noise = Noise(tolerance / 10, tolerance)
         self.heads = [
             HeadComparison(head, self.spec.seed, noise, np.random.default_rng([seed, number]))
             for number, head in enumerate(self.spec.heads)
@@ -458,9 +462,8 @@ class _Auditor:
     def _strangers(self, chosen: Sequence[_Unit]) -> None:
         """Rows that are not of their unit, with the unit that they are of, if the sample has it."""
         for item in chosen:
-            for key, reason in item.strangers:
-                owner = self._corpus_keys.get(key, item.commit.unit)
-                if owner != item.commit.unit:
+            for key, reason in sorted(item.strangers, key=lambda found: found[0] not in self._corpus_keys):
+                if (owner := self._corpus_keys.get(key)) is not None:
                     reason += f"; it is a record of unit {owner[:12]}: the shards of the two are exchanged"
                 self._find(Finding("inputs", reason, unit=item.commit.unit, key=key))
 
@@ -529,3 +532,11 @@ class _Auditor:
                 )
             )
         return results
+
+
+def _exact(teacher: TeacherConfig) -> bool:
+    """Whether a teacher computes in float32 or better; an ensemble does if all its members do."""
+    members = getattr(teacher, "members", None)
+    if members is not None:
+        return all(map(_exact, members))
+    return getattr(teacher, "dtype", "float32") in ("float32", "float64")

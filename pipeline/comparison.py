@@ -33,6 +33,7 @@ import numpy.typing as npt
 from pipeline.targets.codecs import Threshold
 from pipeline.targets.codecs.base import take, uniforms
 from pipeline.targets.decoded import DenseTargets, SparseTargets, Targets, TopKTargets
+from pipeline.targets.errors import SpecMismatch
 from pipeline.targets.plausibility import Shift, ShiftTest, alarm
 from pipeline.targets.rows import Rows
 from pipeline.targets.spec import Head
@@ -65,11 +66,11 @@ class Noise:
     most: float
 
     @classmethod
-    def of(cls, dtype: str, imported: bool) -> Noise:
-        """By the teacher's type of number. Imported: made by other software, from a fit perhaps."""
+    def of(cls, exact: bool, imported: bool) -> Noise:
+        """exact: the teacher computes in float32 or better. imported: by other software, perhaps of a fit."""
         if imported:
             return cls(0.05, 0.5)
-        return cls(5e-4, 5e-3) if dtype in ("float32", "float64") else cls(0.03, 0.3)
+        return cls(5e-4, 5e-3) if exact else cls(0.03, 0.3)
 
 
 @dataclass(frozen=True)
@@ -222,7 +223,9 @@ class HeadComparison:
                 return self._topk(chunk, chunk.stored, chunk.expected)
             case SparseTargets(), SparseTargets():
                 return self._sparse(chunk, chunk.stored, chunk.expected)
-        raise TypeError(f"{self.head.codec.kind} decodes to two kinds of targets")
+        raise SpecMismatch(
+            f"head {self.head.name} is {self.head.codec.kind}, which an audit cannot compare yet"
+        )
 
     def _dense(
         self, chunk: _Chunk, stored: npt.NDArray[np.float32], expected: npt.NDArray[np.float32]

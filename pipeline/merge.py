@@ -142,7 +142,7 @@ def _averaged(stores: Mapping[str, Store], average: Average) -> Spec:
                     f"head {head.name} is {theirs.codec.kind} in {name} and {head.codec.kind} in "
                     f"{first_name}: only targets of one form can be averaged"
                 )
-    fingerprints = json.dumps([[store.spec.fingerprint, store.url] for store in stores.values()])
+    fingerprints = json.dumps([store.spec.fingerprint for store in stores.values()])
     seed = int.from_bytes(hashlib.blake2b(fingerprints.encode(), digest_size=7).digest(), "little")
     return _declare(stores, first.spec.heads, {"mode": "average", "average": average}, seed)
 

@@ -59,6 +59,15 @@ def audit(
     rows: Annotated[int, typer.Option(min=1, help="Rows to make again.")] = 64,
     units: Annotated[int, typer.Option(min=1, help="Of at most so many units.")] = 16,
     seed: Annotated[int, typer.Option(help="Of the sample: another seed looks at other rows.")] = 0,
+    tolerance: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            help="Nats that a log-probability may be off by: 0.005 for a teacher in float32, 0.3 in 16 bits, "
+            "0.5 for an imported store, unless given.",
+            show_default=False,
+        ),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Everything as one JSON object.")] = False,
 ) -> None:
     """Relabel a random sample of a store with the teacher, and compare.
@@ -82,7 +91,7 @@ def audit(
     labelling = load_job(job, overrides or ()).labelling()
     view = AuditView()
     with Display(view, err()):
-        found = run(labelling, rows, units, seed, view.on)
+        found = run(labelling, rows, units, seed, tolerance, view.on)
     if as_json:
         typer.echo(json.dumps(_data(found), indent=2, ensure_ascii=False))
     else:

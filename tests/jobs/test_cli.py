@@ -15,7 +15,10 @@ import yaml
 from jobs.config import Job
 from pipeline.targets.errors import TooManyQuarantined
 
-COMMANDS = ["plan", "label", "inspect", "verify", "compact", "gc", "train", "demo", "config"]
+COMMANDS = [
+    *("plan", "label", "inspect", "stats", "verify", "audit", "repair", "merge", "compact", "gc", "train"),
+    *("demo", "config"),
+]
 
 
 def test_help_names_every_command_and_loads_no_model_library() -> None:

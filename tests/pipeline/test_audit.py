@@ -353,6 +353,72 @@ def test_a_top_k_store_declared_as_threshold_is_found(make: Any, tmp_path: Path,
     assert "declared threshold but truncated top-k" in said(result)
 
 
+def tempered(rows: Rows, by: float, seed: int) -> Rows:
+    """Dense rows as threshold rows of another temperature, drawn with numbers of no store's seed."""
+    dense = rows.decode("logits").logits  # type: ignore[union-attr]
+    codec = Threshold(threshold=0.05)
+    rng = np.random.default_rng([seed, len(rows)])
+    return dataclasses.replace(
+        rows, heads={"logits": codec.encode(by * dense.astype(np.float64), rng.random((len(dense), 2)))}
+    )
+
+
+@pytest.mark.parametrize(("temper", "biased"), [(1.0, False), (1.03, True)])
+def test_bias_is_told_from_chance_though_no_byte_is_as_expected(
+    make: Any, tmp_path: Path, temper: float, biased: bool
+) -> None:
+    honest = label(make("threshold"))
+    dense = label(make("dense", store="dense"))
+    copy_of(dense, str(tmp_path / "lie"), honest.spec, lambda rows: tempered(rows, temper, seed=3))
+    # So tolerant of single values that only the average can tell.
+    result = audit(make(store="lie"), rows=10**6, tolerance=0.5 if biased else 0.005)
+    (head,) = result.heads
+    assert head.equal < 0.5 * head.targets
+    assert any(bias.z > 3 for bias in head.biases) == biased
+    strict = audit(make(store="lie"), rows=10**6)
+    assert any(bias.found for bias in strict.heads[0].biases) == biased
+    assert ("biased" in said(strict)) == biased
+
+
+@pytest.mark.parametrize("codec", ["dense", "topk", "threshold"])
+@pytest.mark.parametrize("inputs", ["embed", "omit"])
+def test_targets_of_whole_records_are_audited_too(tmp_path: Path, codec: str, inputs: str) -> None:
+    np.save(tmp_path / "images.npy", np.random.default_rng(0).random((60, 1, 4, 4)).astype(np.float32))
+    job = LabelJob.model_validate(
+        {
+            "corpus": {"kind": "arrays", "urls": [str(tmp_path / "images.npy")], "unit_rows": 16},
+            "views": {"kind": "arrays", "shape": [1, 4, 4]},
+            "teacher": {"kind": "fake", "size": 30, "positions": "single"},
+            "store": {"url": str(tmp_path / "store"), "heads": {"logits": CODECS[codec]}, "inputs": inputs},
+        }
+    )
+    honest = label(job)
+    result = audit(job)
+    assert result.findings == (), said(result)
+    assert result.heads[0].targets == result.relabelled == 60
+    assert result.checked["place"] == 0
+    lied = job.model_copy(update={"store": job.store.model_copy(update={"url": str(tmp_path / "lie")})})
+    copy_of(
+        honest,
+        lied.store.url,
+        honest.spec,
+        lambda rows: dataclasses.replace(rows, heads=rows.take(np.roll(np.arange(len(rows)), 1)).heads),
+    )
+    told = audit(lied)
+    assert "values" in checks(told)
+    assert first(told, "values").position is None
+
+
+def test_a_store_labelled_in_other_batches_and_in_half_precision_passes(make: Any) -> None:
+    job = make()
+    half = job.model_copy(update={"teacher": job.teacher.model_copy(update={"dtype": "bfloat16"})})
+    label(half)
+    other = half.label.model_copy(update={"batching": half.label.batching.model_copy(update={"budget": 60})})
+    for seed in range(3):
+        result = audit(half.model_copy(update={"label": other}), rows=100, seed=seed)
+        assert result.findings == (), said(result)
+
+
 def test_an_imported_store_is_audited_by_its_own_inputs_and_told_from_another_teachers(
     make: Any, tmp_path: Path, changed_teacher: Path
 ) -> None:
