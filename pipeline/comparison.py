@@ -411,8 +411,11 @@ class HeadComparison:
 
     def _exchange(self, stored: Targets, expected: Targets) -> None:
         for sign, targets in ((1.0, stored), (-1.0, expected)):
-            _, ids, weights = _entries(targets)
-            self._by_class += np.bincount(ids, sign * weights, minlength=self.head.size)
+            if isinstance(targets, DenseTargets):
+                self._by_class += sign * _softmax(targets).sum(axis=0)
+            else:
+                _, ids, weights = _entries(targets)
+                self._by_class += np.bincount(ids, sign * weights, minlength=self.head.size)
 
 
 @dataclass
@@ -447,26 +450,33 @@ def _fits(targets: Targets, wide: torch.Tensor, first: int, last: int, low: int)
     """
     import torch
 
-    owner, ids, weights = _entries(targets)
-    columns = []
+    columns: list[Floats] = []
     for offset in (0, -1, 1):
-        place = (owner + first - low + offset).clip(0, len(wide) - 1)
-        device = wide.device
-        log_p = wide[torch.from_numpy(place).to(device), torch.from_numpy(ids).to(device)]
-        scores = weights * log_p.double().cpu().numpy().clip(DEEPEST)
-        columns.append(np.bincount(owner, scores, minlength=last - first))
+        if isinstance(targets, DenseTargets):
+            place = np.arange(first, last) - low + offset
+            log_p = wide[torch.from_numpy(place.clip(0, len(wide) - 1)).to(wide.device)].double()
+            p = torch.from_numpy(_softmax(targets)).to(wide.device)
+            columns.append(torch.linalg.vecdot(p, log_p.clamp(min=DEEPEST)).cpu().numpy())
+        else:
+            owner, ids, weights = _entries(targets)
+            place = (owner + first - low + offset).clip(0, len(wide) - 1)
+            at = torch.from_numpy(place).to(wide.device), torch.from_numpy(ids).to(wide.device)
+            scores = weights * wide[at].double().cpu().numpy().clip(DEEPEST)
+            columns.append(np.bincount(owner, scores, minlength=last - first).astype(np.float64))
     return np.stack(columns, axis=1)
+
+
+def _softmax(targets: DenseTargets) -> Floats:
+    """Probabilities, float64 [n, V]."""
+    z = targets.logits.astype(np.float64)
+    p: Floats = np.exp(z - z.max(axis=1, keepdims=True))
+    p /= p.sum(axis=1, keepdims=True)
+    return p
 
 
 def _entries(targets: Targets) -> tuple[Ints, Ints, Floats]:
     """Of each stored class its target, its id and its probability."""
     match targets:
-        case DenseTargets(logits):
-            z = logits.astype(np.float64)
-            p = np.exp(z - z.max(axis=1, keepdims=True))
-            p /= p.sum(axis=1, keepdims=True)
-            n, size = p.shape
-            return np.repeat(np.arange(n), size), np.tile(np.arange(size), n), p.reshape(-1)
         case TopKTargets(ids, log_probs):
             n, k = ids.shape
             return (
