@@ -80,7 +80,7 @@ def test_stats_say_what_a_store_is_made_of(labelled: Any, decant: Decant) -> Non
         "tokens",
         "entries",
         "perplexity",
-        "logits.tail_ids",
+        "logits.tail_",
         "in.tokens",
         "per second of forward pass",
     ):

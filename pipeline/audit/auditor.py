@@ -15,7 +15,7 @@ import hashlib
 import heapq
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -24,8 +24,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from pipeline.audit.comparison import HeadComparison
+from pipeline.audit.findings import CHECKS, Audit, Finding, Result
+from pipeline.audit.values import Noise
 from pipeline.batching import Item, Window, batches
-from pipeline.comparison import Bias, HeadComparison, Noise
 from pipeline.corpus.base import Record
 from pipeline.inference import Answer, Inference
 from pipeline.prepare import specify
@@ -37,7 +39,7 @@ from pipeline.targets.errors import (
     SpecMismatch,
     UserError,
 )
-from pipeline.targets.plausibility import FALSE_ALARM, Shift, flaw, pick
+from pipeline.targets.plausibility import flaw, pick
 from pipeline.targets.rows import Rows
 from pipeline.targets.spec import TOKENS, Head, differences
 from pipeline.targets.store import Store
@@ -50,76 +52,6 @@ if TYPE_CHECKING:
 
 IMPORTED = "imported"
 """The kind of teacher that a store's spec names when the targets came from other software."""
-
-CHECKS = {
-    "spec": "what the store declares is what the job does",
-    "shard": "the bytes are those that were committed",
-    "inputs": "the corpus gives the same record and the same input",
-    "distribution": "finite, of classes that exist, summing to one",
-    "values": "what the teacher says, up to the codec's rounding",
-    "place": "fits its own token best, not a neighbour's",
-    "bias": "the teacher's distribution on average",
-}
-"""What is checked, in the order shown."""
-
-
-@dataclass(frozen=True)
-class Finding:
-    """Something that is not true. reason: a sentence, without the place.
-
-    unit, key, view, position: where it was seen first, as far as it has a place; head: of which targets;
-    more: in how many further places of the same unit, or of the same sample if it has no unit.
-    """
-
-    check: str
-    reason: str
-    unit: str | None = None
-    key: str | None = None
-    view: int | None = None
-    position: int | None = None
-    head: str | None = None
-    more: int = 0
-
-    def __str__(self) -> str:
-        place = [f"unit {self.unit[:12]}"] if self.unit else []
-        place += [f"key {self.key!r}"] if self.key is not None else []
-        place += [f"view {self.view}"] if self.view else []
-        place += [f"position {self.position}"] if self.position is not None else []
-        place += [f"head {self.head}"] if self.head else []
-        rest = f" (and {self.more} more)" if self.more else ""
-        return f"{', '.join(place)}: {self.reason}{rest}" if place else f"{self.reason}{rest}"
-
-
-@dataclass(frozen=True)
-class Result:
-    """What one head's targets were like. equal: those with exactly the expected values; worst: largest
-    difference of a log-probability (of a logit, for dense), in nats.
-    """
-
-    head: str
-    targets: int
-    equal: int
-    differing: int
-    worst: float
-    shift: Shift | None
-    biases: Sequence[Bias]
-
-
-@dataclass(frozen=True)
-class Audit:
-    """units, rows, targets: sampled; relabelled: rows that the teacher saw again. checked: by check, how many
-    units, rows or targets. findings: none for a true store, but for a chance of at most `false_alarm`.
-    """
-
-    store: str
-    seed: int
-    units: int
-    rows: int
-    relabelled: int
-    checked: Mapping[str, int]
-    heads: Sequence[Result]
-    findings: Sequence[Finding]
-    false_alarm: float = FALSE_ALARM
 
 
 def audit(
@@ -488,9 +420,9 @@ class _Auditor:
                         head=name,
                     )
                 )
-            biases = comparison.biases(tests)
+            biases = comparison.averages.biases(tests)
             self.checked["bias"] += comparison.targets if biases else 0
-            if (truncated := comparison.truncated(tests)) is not None:
+            if (truncated := comparison.averages.truncated(tests)) is not None:
                 explained = True
                 self._find(Finding("bias", truncated, head=name))
             if (ids := comparison.exchanged()) is not None:
