@@ -9,8 +9,8 @@ on all |d|)
     P(|Σ d| >= x sqrt(Σ d²)) <= 2 exp(-x²/2),
 
 whatever the codec, the teacher and the number of targets. No variance is estimated and no normal distribution
-assumed. With <p, f> in place of <p̃, f> the sum's variance would be half, but d would not be symmetric, and for
-rare classes the bound would not hold. What p itself may be off by is allowed on top.
+assumed. With <p, f> in place of <p̃, f> the sum's variance would be half, but d would not be symmetric, and
+for rare classes the bound would not hold. What p itself may be off by is allowed on top.
 """
 
 from __future__ import annotations
