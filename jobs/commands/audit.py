@@ -58,7 +58,7 @@ def audit(
     overrides: Overrides = None,
     rows: Annotated[int, typer.Option(min=1, help="Rows to make again.")] = 64,
     units: Annotated[int, typer.Option(min=1, help="Of at most so many units.")] = 16,
-    seed: Annotated[int, typer.Option(help="Of the sample: another seed looks at other rows.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Of the sample: another seed looks at other rows.")] = 0,
     tolerance: Annotated[
         float | None,
         typer.Option(

@@ -169,7 +169,7 @@ class _Auditor:
         rows of each, as equally as it goes.
         """
         best = heapq.nlargest(
-            units,
+            min(units, rows),
             ((math.log(self._uniform(c.unit)) / c.rows, c.unit, c) for c in self.store.commits() if c.rows),
         )
         if not best:

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -144,6 +148,34 @@ def test_repair_labels_the_damaged_units_again_and_no_other(labelled: Any, decan
     assert {path for path in before if path in after} == set(before) - {damaged}
     assert sorted(after.values()) == sorted(before.values())
     assert not list((labelled.folder / "store" / "repair").iterdir())
+
+
+@pytest.mark.slow
+def test_a_repair_killed_at_any_moment_goes_on(labelled: Any) -> None:
+    """kill -9 while it labels, at several moments; the units that were never damaged keep their files."""
+    folder, job = labelled.folder, str(labelled.file)
+    before = {path: path.read_bytes() for path in shards(labelled)}
+    for path in list(before)[:2]:
+        flip(path)
+    words = [sys.executable, "-m", "jobs.cli", "repair", job, "teacher.seconds_per_view=0.4"]
+    deadline = time.monotonic() + 60
+    for moment in (0.0, 0.3, 1.0):
+        process = subprocess.Popen(words, cwd=folder, env={**os.environ, "OMP_NUM_THREADS": "1"})
+        while process.poll() is None and not list(folder.glob("store/repair/*")):
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        time.sleep(moment)
+        process.kill()
+        process.wait()
+    assert list(folder.glob("store/repair/*"))
+    result = labelled.run("repair", job)
+    assert result.returncode == 0, result.stderr
+    assert labelled.run("verify", "store").returncode == 0
+    assert labelled.run("gc", "store", "--grace", "0").returncode == 0
+    after = {path: path.read_bytes() for path in shards(labelled)}
+    assert sorted(after.values()) == sorted(before.values())
+    assert set(before) & set(after) == set(list(before)[2:])
+    assert not list(folder.glob("store/repair/*"))
 
 
 def test_repair_with_another_teacher_touches_nothing(labelled: Any, decant: Decant) -> None:

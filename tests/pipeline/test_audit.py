@@ -155,6 +155,7 @@ def test_the_sample_is_a_function_of_the_seed_and_no_row_comes_twice(make: Any) 
     label(job)
     seen = [audit(job, rows=10, units=2, seed=seed) for seed in (0, 0, 1)]
     assert seen[0].heads[0].targets == seen[1].heads[0].targets != seen[2].heads[0].targets
+    assert (audit(job, rows=1).rows, audit(job, rows=2, units=16).units) == (1, 2)
     everything = audit(job, rows=10**6, units=100)
     assert everything.rows == sum(commit.rows for commit in Store.open(job.store.url).commits())
     assert everything.heads[0].targets == sum(c.targets for c in Store.open(job.store.url).commits())
