@@ -18,7 +18,7 @@ from pipeline.audit.averages import STATISTICS, Averages
 from pipeline.audit.values import DEEPEST, Chunk, Floats, Ints, Noise, compare, entries, softmax
 from pipeline.targets.codecs.base import take, uniforms
 from pipeline.targets.decoded import DenseTargets, SparseTargets, Targets
-from pipeline.targets.plausibility import Shift, ShiftTest
+from pipeline.targets.plausibility import Shift, ShiftTest, given_of
 from pipeline.targets.rows import Rows
 from pipeline.targets.spec import Head
 from pipeline.teachers.logits import Logits
@@ -64,6 +64,7 @@ class HeadComparison:
         head, codec = self.head, self.head.codec
         layout, stored, count = codec.layout(head.size), row.heads[head.name], int(row.counts(head)[0])
         draws = uniforms(self.seed, head.name, row.keys[0], int(row.view[0]), count, codec.draws)
+        given = np.ones(count, dtype=np.bool_) if tokens is None else given_of(row)
         step = max(1, ELEMENTS // head.size)
         fits: list[Floats] = []
         for first in range(0, count, step):
@@ -74,29 +75,35 @@ class HeadComparison:
                 values = wide[first - low : last - low]
                 wide = torch.log_softmax(wide, dim=1)
             here = codec.decode(take(stored, layout, np.arange(first, last)), head.size)
-            expected = codec.decode(codec.encode_torch(values, draws[first:last]), head.size)
+            encoded = codec.encode_torch(values, draws[first:last])
+            expected = codec.decode(encoded, head.size)
             chunk = Chunk(values, wide[first - low : last - low], here, expected)
-            self.targets += last - first
+            self.targets += int(given[first:last].sum())
             for verdict in compare(chunk, codec, self.noise):
+                if not given[first + verdict.at]:
+                    continue
                 self.worst, self.equal = max(self.worst, verdict.error), self.equal + verdict.equal
                 if verdict.reason:
                     self.differing += 1
                     yield Difference(first + verdict.at, verdict.reason)
-            if isinstance(here, SparseTargets):
+            if isinstance(here, SparseTargets) and given.all():
                 randoms = self._fresh.random((last - first, codec.draws))
                 other = codec.decode(codec.encode_torch(values, randoms), head.size)
                 assert isinstance(other, SparseTargets)
                 labels = None if tokens is None else tokens[1:][first:last]
                 self.averages.add(chunk, here, other, labels)
-            self._classes(here, expected)
+            chosen = np.flatnonzero(given[first:last])
+            self._classes(codec.decode(take(stored, layout, first + chosen), head.size), 1.0)
+            self._classes(codec.decode(take(encoded, layout, chosen), head.size), -1.0)
             if tokens is not None:
                 fits.append(_fits(here, wide, first, last, low))
-                self._honest_fit += float(_fits(expected, wide, first, last, low)[:, 0].sum())
+                self._honest_fit += float(_fits(expected, wide, first, last, low)[chosen, 0].sum())
         if fits:
-            own, before, after = np.concatenate(fits)[1:-1].T
             assert tokens is not None
+            inner = np.flatnonzero(given[1:-1]) + 1
+            own, before, after = np.concatenate(fits)[inner].T
             # The teacher is known here, so all that repeats itself is the text.
-            self._shift.add(tokens[1:-2] * 2**32 + tokens[2:-1], own, before, after)
+            self._shift.add(tokens[inner] * 2**32 + tokens[inner + 1], own, before, after)
 
     # What came out
 
@@ -127,14 +134,13 @@ class HeadComparison:
             return None
         return int(min(order[:2])), int(max(order[:2]))
 
-    def _classes(self, stored: Targets, expected: Targets) -> None:
-        """Sum up, by class, what is stored too much."""
-        for sign, targets in ((1.0, stored), (-1.0, expected)):
-            if isinstance(targets, DenseTargets):
-                self._by_class += sign * softmax(targets).sum(axis=0)
-            else:
-                _, ids, weights = entries(targets)
-                self._by_class += np.bincount(ids, sign * weights, minlength=self.head.size)
+    def _classes(self, targets: Targets, sign: float) -> None:
+        """Sum up, by class, what is stored (sign 1) and what should be (-1)."""
+        if isinstance(targets, DenseTargets):
+            self._by_class += sign * softmax(targets).sum(axis=0)
+        else:
+            _, ids, weights = entries(targets)
+            self._by_class += np.bincount(ids, sign * weights, minlength=self.head.size)
 
 
 def _fits(targets: Targets, wide: torch.Tensor, first: int, last: int, low: int) -> Floats:

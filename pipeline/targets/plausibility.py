@@ -38,6 +38,10 @@ SUM_ERROR = 1e-3
 TOPK_SUM_ERROR = 2e-2
 """The same of a top-k target: a log-probability in float16 is rounded by up to a thousandth of itself."""
 
+TARGET_MASK = "target_mask"
+"""The input, if a store has it (an imported one may), that is 0 at the tokens whose target is not the
+teacher's."""
+
 DISTRIBUTIONS = (DenseTargets, TopKTargets, SparseTargets)
 """Targets whose probabilities are known here. Of others, `check` sees to the checksums alone."""
 
@@ -179,13 +183,18 @@ def alarm(tests: int) -> float:
     return math.sqrt(2 * math.log(2 * tests / FALSE_ALARM))
 
 
-def label_shift(test: ShiftTest, targets: Targets, tokens: Ints) -> None:
-    """Add one row to a test by the tokens alone. targets: of all its n positions; tokens: int64 [n + 1].
+def label_shift(
+    test: ShiftTest, targets: Targets, tokens: Ints, given: npt.NDArray[np.bool_] | None = None
+) -> None:
+    """Add one row to a test by the tokens alone. targets: of all its n positions; tokens: int64 [n + 1];
+    given: bool [n], which of them are the teacher's, None for all.
 
     A teacher that hardly looks at the text says much the same after the same token, and may like it again or
     not: the targets after a token are a group.
     """
     inner = np.arange(1, len(tokens) - 2)
+    if given is not None:
+        inner = inner[given[inner]]
     test.add(
         tokens[inner],
         log_likelihood(targets, inner, tokens[inner + 1]),
@@ -231,7 +240,7 @@ def check(store: Store, commits: Sequence[Commit], head: str, rows: int, seed: i
                     )
                 seen, targets = seen + 1, targets + int(row.counts(declared)[0])
                 if sequences and isinstance(decoded, DISTRIBUTIONS):
-                    label_shift(test, decoded, tokens_of(row))
+                    label_shift(test, decoded, tokens_of(row), given_of(row))
     shift = test.result(margin=MARGIN) if sequences else None
     if shift is not None and shift.verdict is not None:
         better = shift.before if shift.verdict == "before" else shift.after
@@ -251,6 +260,13 @@ def pick(store: Store, commit: Commit, rows: Ints) -> Iterator[Rows]:
         if len(here):
             yield part.take(here)
         start += len(part)
+
+
+def given_of(row: Rows) -> npt.NDArray[np.bool_]:
+    """Which next-token targets of a single row are the teacher's, bool [n]."""
+    if TARGET_MASK not in row.inputs:
+        return np.ones(int(row.targets[0]), dtype=np.bool_)
+    return row.inputs[TARGET_MASK][0].astype(np.bool_)[: int(row.targets[0])]
 
 
 def tokens_of(row: Rows) -> Ints:

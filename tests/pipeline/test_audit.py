@@ -21,8 +21,8 @@ from pipeline.prepare import prepare
 from pipeline.targets.codecs import Threshold
 from pipeline.targets.codecs.base import take, uniforms
 from pipeline.targets.errors import SpecMismatch, UserError
-from pipeline.targets.rows import Rows
-from pipeline.targets.spec import Spec
+from pipeline.targets.rows import Ragged, Rows
+from pipeline.targets.spec import Input, Spec
 from pipeline.targets.store import Store
 
 TEXT = (
@@ -436,6 +436,24 @@ def test_an_imported_store_is_audited_by_its_own_inputs_and_told_from_another_te
     assert result.findings == (), said(result)
     assert result.checked["spec"] == result.checked["inputs"] == 0
     assert result.checked["values"] > 500
+    # As importers leave it: a class to fill a target up, and positions that are not the teacher's.
+    masked = dataclasses.replace(imported, inputs=(*imported.inputs, Input("target_mask", "|u1", (None,))))
+
+    def filled(rows: Rows) -> Rows:
+        fields = {name: array.copy() for name, array in rows.heads["logits"].items()}
+        fields["log_probs"][::3, -1] = -np.inf
+        tokens = rows.inputs["tokens"]
+        assert isinstance(tokens, Ragged)
+        given = np.ones(len(tokens.values), dtype=np.uint8)
+        given[tokens.offsets[:-1] + 2] = given[tokens.offsets[1:] - 1] = 0
+        wrong = np.cumsum(np.append(0, rows.targets[:-1])) + 2  # of each row the target at 2
+        fields["ids"][wrong[rows.targets > 2]] = np.arange(8)
+        inputs = {"tokens": tokens, "target_mask": Ragged(given, tokens.offsets)}
+        return dataclasses.replace(rows, spec=masked, inputs=inputs, heads={"logits": fields})
+
+    copy_of(honest, str(tmp_path / "masked"), masked, filled)
+    partly = audit(make("topk", store="masked"))
+    assert [f for f in partly.findings if f.check != "distribution"] == [], said(partly)
     model = LlamaForCausalLM.from_pretrained(changed_teacher)
     with torch.no_grad():
         model.model.layers[0].self_attn.v_proj.weight.neg_()
