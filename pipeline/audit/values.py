@@ -125,7 +125,8 @@ def _topk(chunk: Chunk, stored: TopKTargets, expected: TopKTargets, noise: Noise
     rest = chunk.log_p.scatter(1, ids, -torch.inf).max(dim=1).values.double().cpu().numpy()
     then = stored.log_probs.astype(np.float64).clip(DEEPEST)
     exact = chunk.log_p.gather(1, theirs).double().cpu().numpy().clip(DEEPEST)
-    rounding = abs(expected.log_probs.astype(np.float64).clip(DEEPEST) - exact).max(axis=1)
+    wanted = expected.log_probs.astype(np.float64).clip(DEEPEST)
+    rounding = abs(wanted - exact).max(axis=1, where=wanted > DEEPEST, initial=0.0)
     tails = [t.tail_log_mass.astype(np.float64).clip(DEEPEST) for t in (stored, expected)]
     tail = abs(tails[0] - tails[1])
     if noise.padded:  # there a tail is one less the sum of what was kept, and that of little mass is rounding
