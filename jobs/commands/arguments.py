@@ -44,18 +44,25 @@ Options = Annotated[
 ]
 
 
+def store_options(options: list[str] | None) -> dict[str, Any]:
+    """The values of `--option` as fsspec options."""
+    from jobs.document import assign
+
+    given: dict[str, Any] = {}
+    for option in options or ():
+        assign(given, option)
+    return given
+
+
 def open_store(where: str, options: list[str] | None) -> tuple[Store, str | None]:
     """The store of a URL or of a job file, and the directory of the job's tokenizer, if it names one.
 
     Raises UserError when there is no store.
     """
     from jobs.config import load_job, load_train, sections
-    from jobs.document import assign
     from pipeline.targets.store import Store
 
-    given: dict[str, Any] = {}
-    for option in options or ():
-        assign(given, option)
+    given = store_options(options)
     path = Path(where)
     if path.suffix not in (".yaml", ".yml") or "://" in where:
         return Store.open(where, given), None
