@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from jobs.totals import Totals, targets_are
-from pipeline.targets.decoded import DenseTargets, SparseTargets, Targets, TopKTargets
+from pipeline.targets.decoded import DenseTargets, SparseTargets, Targets, TopKTargets, TopPTargets
 
 if TYPE_CHECKING:
     from pipeline.targets.commit import Commit
@@ -168,7 +168,7 @@ def _stored_classes(targets: Targets) -> npt.NDArray[np.int64]:
             return np.full(len(logits), logits.shape[1], dtype=np.int64)
         case TopKTargets(ids):
             return np.full(len(ids), ids.shape[1], dtype=np.int64)
-        case SparseTargets():
+        case SparseTargets() | TopPTargets():
             return np.diff(targets.offsets)
     return np.zeros(0, dtype=np.int64)
 

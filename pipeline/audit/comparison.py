@@ -18,7 +18,7 @@ from pipeline.audit.averages import STATISTICS, Averages
 from pipeline.audit.values import DEEPEST, Chunk, Floats, Ints, Noise, compare, entries, softmax
 from pipeline.targets.codecs.base import take, uniforms
 from pipeline.targets.decoded import DenseTargets, SparseTargets, Targets
-from pipeline.targets.plausibility import Shift, ShiftTest, given_of
+from pipeline.targets.plausibility import DISTRIBUTIONS, Shift, ShiftTest, given_of
 from pipeline.targets.rows import Rows
 from pipeline.targets.spec import Head
 from pipeline.teachers.logits import Logits
@@ -92,6 +92,8 @@ class HeadComparison:
                 assert isinstance(other, SparseTargets)
                 labels = None if tokens is None else tokens[1:][first:last]
                 self.averages.add(chunk, here, other, labels)
+            if not isinstance(here, DISTRIBUTIONS):
+                continue
             chosen = np.flatnonzero(given[first:last])
             self._classes(codec.decode(take(stored, layout, first + chosen), head.size), 1.0)
             self._classes(codec.decode(take(encoded, layout, chosen), head.size), -1.0)

@@ -9,15 +9,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.targets.codecs import Codec, Threshold
-from pipeline.targets.decoded import DenseTargets, SparseTargets, Targets, TopKTargets
-from pipeline.targets.errors import SpecMismatch
+from pipeline.targets.codecs import Codec, Sampled, Threshold
+from pipeline.targets.decoded import (
+    DenseTargets,
+    EmbeddingTargets,
+    SparseTargets,
+    Targets,
+    TopKTargets,
+    TopPTargets,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -89,7 +95,7 @@ class Verdict:
 
 
 def compare(chunk: Chunk, codec: Codec, noise: Noise) -> Iterator[Verdict]:
-    """A verdict on each target of the chunk. Raises SpecMismatch for a kind that it does not know."""
+    """A verdict on each target of the chunk."""
     match chunk.stored, chunk.expected:
         case DenseTargets() as stored, DenseTargets() as expected:
             return _dense(chunk, stored, expected, noise)
@@ -97,7 +103,12 @@ def compare(chunk: Chunk, codec: Codec, noise: Noise) -> Iterator[Verdict]:
             return _topk(chunk, stored, expected, noise)
         case SparseTargets() as stored, SparseTargets() as expected:
             return _sparse(chunk, stored, expected, codec, noise)
-    raise SpecMismatch(f"targets of {codec.kind} cannot be audited yet")
+        case TopPTargets() as stored, TopPTargets() as expected:
+            width = int(max(np.diff(t.offsets).max(initial=1) for t in (stored, expected)))
+            return _topk(chunk, _padded(stored, width), _padded(expected, width), replace(noise, padded=True))
+        case EmbeddingTargets() as stored, EmbeddingTargets() as expected:
+            return _vectors(chunk, stored, expected, noise)
+    raise TypeError(f"{codec.kind} decodes to two kinds of targets")
 
 
 def _dense(chunk: Chunk, stored: DenseTargets, expected: DenseTargets, noise: Noise) -> Iterator[Verdict]:
@@ -151,6 +162,31 @@ def _topk(chunk: Chunk, stored: TopKTargets, expected: TopKTargets, noise: Noise
         yield Verdict(at, reason, bool(same[at].all()), float(error[worst]))
 
 
+def _padded(targets: TopPTargets, width: int) -> TopKTargets:
+    """The same with `width` classes each, those that fill up of probability 0."""
+    counts = np.diff(targets.offsets)
+    place = np.arange(width) < counts[:, None]
+    ids = np.zeros(place.shape, dtype=np.int64)
+    # What fills up stands for the likeliest class once more, so that no other is taken for stored.
+    ids[:] = targets.ids[targets.offsets[:-1], None]
+    log_probs = np.full(place.shape, -np.inf, dtype=np.float32)
+    ids[place], log_probs[place] = targets.ids, targets.log_probs
+    return TopKTargets(ids, log_probs, targets.betas, targets.tail_log_mass, targets.size)
+
+
+def _vectors(
+    chunk: Chunk, stored: EmbeddingTargets, expected: EmbeddingTargets, noise: Noise
+) -> Iterator[Verdict]:
+    raw = chunk.values.double().cpu().numpy()
+    length = np.maximum(np.linalg.norm(raw, axis=1), 1e-12)
+    error = np.linalg.norm(stored.vectors - expected.vectors, axis=1) / length
+    rounding = np.linalg.norm(expected.vectors - raw, axis=1) / length
+    for at, (off, rounded) in enumerate(zip(error.tolist(), rounding.tolist(), strict=True)):
+        wrong = not off <= noise.most + 2.5 * rounded
+        reason = f"its vector is {off:.1%} of the teacher's length away from the teacher's" if wrong else ""
+        yield Verdict(at, reason, off == 0, off)
+
+
 @dataclass(frozen=True)
 class _Sparse:
     """One sparse target. heads: how many of its entries, the first ones, are its head."""
@@ -175,6 +211,11 @@ class _Sparse:
     def head(self) -> Ints:
         return self.ids[: self.heads]
 
+    def each(self, draws: int) -> _Sparse:
+        """The same with one entry a draw, each of which is worth as much."""
+        hits = np.rint(self.weights * draws).astype(np.int64)
+        return _Sparse(np.repeat(self.ids, hits), np.full(int(hits.sum()), 1 / draws), 0)
+
     @property
     def draws(self) -> Ints:
         """Ascending."""
@@ -185,8 +226,7 @@ def _sparse(
     chunk: Chunk, stored: SparseTargets, expected: SparseTargets, codec: Codec, noise: Noise
 ) -> Iterator[Verdict]:
     log_p, rounding = chunk.at(stored), _rounding(chunk, expected)
-    threshold = codec.threshold if isinstance(codec, Threshold) else None
-    running = chunk.running() if threshold is not None else None
+    running = chunk.running() if codec.draws else None
     for at in range(len(stored.offsets) - 1):
         ours, theirs = _Sparse.of(stored, at), _Sparse.of(expected, at)
         if ours.equals(theirs):
@@ -200,12 +240,14 @@ def _sparse(
             worst = int(off.argmax())
             given = f"the teacher gives {p[worst]:.4g}"
             reason = f"class {ours.head[worst]} has probability {weights[worst]:.4g}, {given}"
-        elif threshold is None or running is None:
-            reason = ""  # of a codec that is all draws, the averages tell
-        else:
-            reason = _membership(ours, theirs, p, chunk.log_p[at], threshold, noise) or _draws(
-                ours, theirs, p, running[at], threshold, noise
+        elif running is not None and isinstance(codec, Threshold):
+            reason = _membership(ours, theirs, p, chunk.log_p[at], codec.threshold, noise) or _draws(
+                ours, theirs, p, running[at], codec.threshold, noise
             )
+        elif running is not None and isinstance(codec, Sampled):
+            reason = _draws(ours.each(codec.draws), theirs.each(codec.draws), p, running[at], 1.0, noise)
+        else:
+            reason = ""  # of what is not known to be drawn in the order of classes, the averages tell
         yield Verdict(at, reason, False, error)
 
 
@@ -275,11 +317,13 @@ def entries(targets: Targets) -> tuple[Ints, Ints, Floats]:
                 ids.reshape(-1),
                 np.exp(log_probs.astype(np.float64)).reshape(-1),
             )
+        case TopPTargets(ids, log_probs):
+            return owners(targets), ids, np.exp(log_probs.astype(np.float64))
         case SparseTargets():
             return owners(targets), targets.ids, targets.weights.astype(np.float64)
     raise TypeError(f"{type(targets).__name__} are no distributions")
 
 
-def owners(targets: SparseTargets) -> Ints:
+def owners(targets: SparseTargets | TopPTargets) -> Ints:
     """The target of each entry, int64 [E]."""
     return np.repeat(np.arange(len(targets.offsets) - 1), np.diff(targets.offsets))

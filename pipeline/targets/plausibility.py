@@ -20,8 +20,16 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.targets.commit import Commit
-from pipeline.targets.decoded import DenseTargets, SparseTargets, Targets, TopKTargets
+from pipeline.targets.decoded import (
+    DenseTargets,
+    EmbeddingTargets,
+    SparseTargets,
+    Targets,
+    TopKTargets,
+    TopPTargets,
+)
 from pipeline.targets.errors import CorruptShard
+from pipeline.targets.ragged import ranges
 from pipeline.targets.rows import Rows
 from pipeline.targets.spec import TOKENS
 from pipeline.targets.store import Store
@@ -42,8 +50,8 @@ TARGET_MASK = "target_mask"
 """The input, if a store has it (an imported one may), that is 0 at the tokens whose target is not the
 teacher's."""
 
-DISTRIBUTIONS = (DenseTargets, TopKTargets, SparseTargets)
-"""Targets whose probabilities are known here. Of others, `check` sees to the checksums alone."""
+DISTRIBUTIONS = (DenseTargets, TopKTargets, TopPTargets, SparseTargets)
+"""Targets that are probabilities of classes. Of others nothing says which token they belong to."""
 
 SHARDS = 4
 """Shards that `check` reads."""
@@ -83,8 +91,23 @@ def flaw(targets: Targets) -> tuple[int, str] | None:
                 return found
             mass = np.bincount(rows, weights, minlength=len(offsets) - 1).astype(np.float64)
             return _first(~(abs(mass - 1) <= SUM_ERROR), "its weights sum to {}, not to 1", mass)
-        case _:
-            return None
+        case TopPTargets(ids, log_probs, offsets, betas, tail, size):
+            rows = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
+            bad = np.zeros(len(offsets) - 1, dtype=np.bool_)
+            bad[rows[(ids < 0) | (ids >= size)]] = True
+            if (found := _first(bad, f"a class is beyond the head's {size}")) is not None:
+                return found
+            mass = np.zeros(len(offsets) - 1)
+            np.add.at(mass, rows, np.exp(log_probs.astype(np.float64)))
+            if 1.0 in betas:
+                mass += np.exp(tail[:, betas.index(1.0)].astype(np.float64))
+                return _first(
+                    ~(abs(mass - 1) <= TOPK_SUM_ERROR), "its probabilities sum to {}, not to 1", mass
+                )
+            return _first(~(mass <= 1 + TOPK_SUM_ERROR), "its probabilities sum to {}, more than 1", mass)
+        case EmbeddingTargets(vectors):
+            bad = np.asarray(~np.isfinite(vectors).all(axis=1))
+            return _first(bad, "its features are not finite")
 
 
 def _first(bad: npt.NDArray[np.bool_], reason: str, mass: Floats | None = None) -> tuple[int, str] | None:
@@ -111,11 +134,16 @@ def log_likelihood(targets: Targets, at: Ints, classes: Ints) -> Floats:
                 outside = tail[at, betas.index(1.0)].astype(np.float64) - math.log(size - ids.shape[1])
             kept = np.where(hit, log_probs[at], -np.inf).max(axis=1, initial=-np.inf)
             found = np.where(hit.any(axis=1), kept, outside)
+        case TopPTargets(ids, log_probs, offsets, betas, tail, size):
+            owner, chosen = _entries_of(offsets, at)
+            hit = ids[chosen] == classes[owner]
+            found = np.full(len(at), -np.inf)
+            if 1.0 in betas:
+                others = np.maximum(size - np.diff(offsets)[at], 1)
+                found = tail[at, betas.index(1.0)].astype(np.float64) - np.log(others)
+            found[owner[hit]] = log_probs[chosen[hit]]
         case SparseTargets(ids, weights, offsets, _, _):
-            lengths = np.diff(offsets)[at]
-            owner = np.repeat(np.arange(len(at)), lengths)
-            entries = np.repeat(offsets[at], lengths) + np.arange(len(owner))
-            entries -= np.repeat(np.cumsum(lengths) - lengths, lengths)
+            owner, entries = _entries_of(offsets, at)
             hit = ids[entries] == classes[owner]
             mass = np.bincount(owner[hit], weights[entries[hit]], minlength=len(at))
             with np.errstate(divide="ignore"):
@@ -124,6 +152,12 @@ def log_likelihood(targets: Targets, at: Ints, classes: Ints) -> Floats:
             raise TypeError(f"{type(targets).__name__} have no probabilities that are known here")
     result: Floats = np.maximum(found, math.log(LEAST))
     return result
+
+
+def _entries_of(offsets: Ints, at: Ints) -> tuple[Ints, Ints]:
+    """The entries of some targets, and which of them each is of; int64 [n] both."""
+    lengths = np.diff(offsets)[at]
+    return np.repeat(np.arange(len(at)), lengths), ranges(offsets[at], lengths)
 
 
 @dataclass(frozen=True)

@@ -15,11 +15,13 @@ import numpy as np
 import pytest
 
 from pipeline.audit import Audit, Finding, audit
+from pipeline.audit.values import Chunk, Noise, compare
 from pipeline.job import LabelJob
 from pipeline.label import Labeller
 from pipeline.prepare import prepare
-from pipeline.targets.codecs import Threshold
+from pipeline.targets.codecs import Embedding, Threshold
 from pipeline.targets.codecs.base import take, uniforms
+from pipeline.targets.decoded import EmbeddingTargets
 from pipeline.targets.errors import SpecMismatch, UserError
 from pipeline.targets.rows import Ragged, Rows
 from pipeline.targets.spec import Input, Spec
@@ -35,6 +37,8 @@ CODECS: dict[str, dict[str, Any]] = {
     "threshold": {"kind": "threshold", "threshold": 0.05},
     "topk": {"kind": "topk", "k": 8, "betas": [0.5, 1.0]},
     "dense": {"kind": "dense"},
+    "topp": {"kind": "topp", "p": 0.9, "k": 20},
+    "sampled": {"kind": "sampled", "draws": 50},
 }
 
 
@@ -147,7 +151,7 @@ def test_an_honest_store_passes_with_every_seed(make: Any, codec: str) -> None:
         assert head.equal > 0.95 * head.targets
         assert result.checked["shard"] == result.units > 1
         assert result.checked["place"] > 100
-        assert bool(head.biases) == (codec == "threshold")
+        assert bool(head.biases) == (codec in ("threshold", "sampled"))
 
 
 def test_the_sample_is_a_function_of_the_seed_and_no_row_comes_twice(make: Any) -> None:
@@ -244,7 +248,7 @@ def test_a_teacher_with_one_changed_layer_is_found(
     assert finding.unit is not None
     assert finding.key is not None
     assert finding.position is not None
-    assert "another teacher, or other weights" in said(result) or codec == "threshold"
+    assert "another teacher, or other weights" in said(result) or codec in ("threshold", "sampled")
     assert result.heads[0].differing > 0.3 * result.heads[0].targets
 
 
@@ -408,6 +412,21 @@ def test_targets_of_whole_records_are_audited_too(tmp_path: Path, codec: str, in
     told = audit(lied)
     assert "values" in checks(told)
     assert first(told, "values").position is None
+
+
+@pytest.mark.parametrize("dtype", ["float16", "int8"])
+def test_vectors_are_compared_up_to_their_rounding(dtype: Any) -> None:
+    import torch
+
+    codec, noise = Embedding(dtype=dtype), Noise.of(exact=True, imported=False)
+    values = torch.from_numpy(np.random.default_rng(0).normal(size=(6, 32)).astype(np.float32))
+    expected = codec.decode(codec.encode_torch(values, np.zeros((6, 0))), 32)
+    near = codec.decode(codec.encode_torch(values * (1 + 1e-4), np.zeros((6, 0))), 32)
+    off = expected.vectors.copy()
+    off[4] = -off[4]
+    for stored, wrong in ((expected, []), (near, []), (EmbeddingTargets(off), [4])):
+        verdicts = list(compare(Chunk(values, values, stored, expected), codec, noise))
+        assert [verdict.at for verdict in verdicts if verdict.reason] == wrong
 
 
 def test_a_store_labelled_in_other_batches_and_in_half_precision_passes(make: Any) -> None:

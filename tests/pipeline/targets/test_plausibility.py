@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.targets.codecs import Codec, Dense, Threshold, TopK
-from pipeline.targets.decoded import DenseTargets, SparseTargets, TopKTargets
+from pipeline.targets.codecs import Codec, Dense, Embedding, Sampled, Threshold, TopK, TopP
+from pipeline.targets.decoded import DenseTargets, SparseTargets, TopKTargets, TopPTargets
 from pipeline.targets.errors import CorruptShard
 from pipeline.targets.plausibility import (
     FALSE_ALARM,
@@ -34,6 +34,8 @@ CODECS: list[Codec] = [
     TopK(k=100, betas=(0.5, 1.0), dtype="float32"),
     TopK(k=5, betas=(0.5,)),
     Threshold(threshold=0.05),
+    TopP(p=0.9, k=7, dtype="float32"),
+    Sampled(draws=40),
 ]
 
 
@@ -76,6 +78,15 @@ def test_each_flaw_is_named_with_its_target() -> None:
         found = flaw(dataclasses.replace(sparse, **change))
         assert found is not None
         assert said in found[1]
+
+
+def test_a_vector_that_is_not_finite_is_named() -> None:
+    vectors = np.random.default_rng(0).normal(size=(3, 5)).astype(np.float32)
+    whole = decoded(Embedding(), vectors)
+    assert flaw(whole) is None
+    broken = whole.vectors.copy()
+    broken[2, 1] = np.inf
+    assert flaw(dataclasses.replace(whole, vectors=broken)) == (2, "its features are not finite")
 
 
 def test_the_likelihood_of_a_class_is_that_of_the_dense_distribution_where_it_is_stored() -> None:
@@ -169,4 +180,4 @@ def test_a_target_that_is_no_distribution_is_refused_with_its_record(tmp_path: P
 
 def test_decoded_kinds_are_all_looked_at() -> None:
     kinds = {type(decoded(codec, np.zeros((2, 9)))) for codec in CODECS}
-    assert kinds == {DenseTargets, TopKTargets, SparseTargets}
+    assert kinds == {DenseTargets, TopKTargets, TopPTargets, SparseTargets}
