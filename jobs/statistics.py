@@ -52,7 +52,8 @@ def statistics(
     for commit in chosen:
         if commit.shard is None:
             continue
-        columns.add(store, commit)
+        if store.spec.container == "parquet":
+            columns.add(store, commit)
         sampled.add(commit)
         for rows in store.read(commit):
             for head in store.spec.heads:
@@ -104,7 +105,7 @@ class _Device:
 
 
 class _Columns:
-    """Bytes of each column, as the files' own metadata say."""
+    """Bytes of each column, as Parquet files' own metadata say; of other containers nothing."""
 
     def __init__(self) -> None:
         self._stored: dict[str, int] = {}
@@ -130,7 +131,7 @@ class _Columns:
             {"name": name, "bytes": stored, "uncompressed_bytes": self._plain[name]}
             for name, stored in sorted(self._stored.items(), key=lambda item: -item[1])
         ]
-        if sampled.units:
+        if self._stored:
             listed.append({"name": "(file metadata)", "bytes": rest, "uncompressed_bytes": rest})
         for item in listed:
             item["bytes_per_target"] = item["bytes"] / sampled.targets if sampled.targets else None

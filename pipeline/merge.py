@@ -28,7 +28,6 @@ from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow.parquet as pq
 
 from pipeline.statistics import Means
 from pipeline.targets.codecs import Codec, Dense
@@ -351,8 +350,8 @@ def _unlike(ours: Rows, theirs: Rows) -> Iterator[int]:
 class _Partner:
     """Another store's rows by (key, view): those of the same unit at once, others by an index of all of them.
 
-    The index takes 16 bytes a row and is made when a row is first not in the unit of the same id, that is, if
-    the other store was cut otherwise.
+    The index takes 16 bytes a row and one reading of the store, and is made when a row is first not in the unit
+    of the same id, that is, if the other store was cut otherwise.
     """
 
     def __init__(self, store: Store) -> None:
@@ -410,12 +409,11 @@ class _Partner:
     def _indexed(self) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.int64]]:
         hashes, places = [np.zeros(0, np.uint64)], [np.zeros(0, np.int64)]
         for number, unit in enumerate(self._units):
-            shard = self._commits[unit].shard
-            assert shard is not None
-            with self._store.storage.open(shard) as file:
-                table = pq.read_table(file, columns=["key", "view"])
-            keys, views = table.column("key").to_pylist(), table.column("view").to_pylist()
-            names = [_name(key, view) for key, view in zip(keys, views, strict=True)]
+            names = [
+                _name(key, view)
+                for rows in self._store.read(self._commits[unit])
+                for key, view in zip(rows.keys, rows.view.tolist(), strict=True)
+            ]
             hashes.append(np.array(names, dtype=np.uint64))
             places.append((number << 32) + np.arange(len(names), dtype=np.int64))
         together = np.concatenate(hashes)
