@@ -350,8 +350,8 @@ def _unlike(ours: Rows, theirs: Rows) -> Iterator[int]:
 class _Partner:
     """Another store's rows by (key, view): those of the same unit at once, others by an index of all of them.
 
-    The index takes 16 bytes a row and one reading of the store, and is made when a row is first not in the unit
-    of the same id, that is, if the other store was cut otherwise.
+    The index takes 16 bytes a row and one reading of the store. It is made when a row is first not in the
+    unit of the same id, that is, if the other store was cut otherwise.
     """
 
     def __init__(self, store: Store) -> None:

@@ -44,14 +44,14 @@ Options = Annotated[
 ]
 
 
-def store_options(options: list[str] | None) -> dict[str, Any]:
-    """The values of `--option` as fsspec options."""
+def fsspec_options(given: list[str] | None) -> dict[str, Any]:
+    """What `Options` on a command line say. Raises ConfigError."""
     from jobs.document import assign
 
-    given: dict[str, Any] = {}
-    for option in options or ():
-        assign(given, option)
-    return given
+    options: dict[str, Any] = {}
+    for option in given or ():
+        assign(options, option)
+    return options
 
 
 def open_store(where: str, options: list[str] | None) -> tuple[Store, str | None]:
@@ -62,7 +62,7 @@ def open_store(where: str, options: list[str] | None) -> tuple[Store, str | None
     from jobs.config import load_job, load_train, sections
     from pipeline.targets.store import Store
 
-    given = store_options(options)
+    given = fsspec_options(options)
     path = Path(where)
     if path.suffix not in (".yaml", ".yml") or "://" in where:
         return Store.open(where, given), None

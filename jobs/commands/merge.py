@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 from rich.console import Console, ConsoleOptions, RenderResult
 
-from jobs.commands.arguments import Options, open_store, store_options
+from jobs.commands.arguments import Options, fsspec_options, open_store
 from jobs.progress import Display
 from jobs.terminal import bar, count, err, out, size
 from pipeline.targets.errors import UserError
@@ -100,7 +100,7 @@ def merge(
     named = _named(opened, name)
     view = MergeView(opened[0].planned_count())
     with Display(view, err()):
-        found = merging.merge(destination, named, mode, average, store_options(option), view.on)
+        found = merging.merge(destination, named, mode, average, fsspec_options(option), view.on)
     console = out()
     console.print(
         f"merged {count(found.units)} units, {count(found.rows)} rows, into {found.store.url}",
