@@ -20,6 +20,7 @@ from typer.core import TyperGroup
 from jobs.commands import (
     audit,
     config,
+    convert,
     demo,
     inspect,
     interchange,
@@ -123,6 +124,7 @@ stores.register(app)
 audit.register(app)
 repair.register(app)
 merge.register(app)
+convert.register(app)
 train.register(app)
 demo.register(app)
 interchange.register(app)

@@ -9,6 +9,7 @@ from pydantic import Field, PositiveFloat, PositiveInt
 from pipeline.config import Config
 from pipeline.corpus import AnySource
 from pipeline.targets.codecs import Codebooks, Dense, Embedding, Sampled, Threshold, TopK, TopP
+from pipeline.targets.spec import Container
 from pipeline.teachers import AnyTeacher
 from pipeline.views import AnyViews
 
@@ -28,6 +29,9 @@ class StoreConfig(Config):
 
     heads: dict[str, AnyCodec] = Field(min_length=1)
     """The teacher's heads to keep, by name, each with its codec."""
+
+    container: Container = "parquet"
+    """How a shard's rows become a file: "parquet", "webdataset" (tar) or "zarr" (v3, zipped)."""
 
     inputs: Literal["embed", "omit"] = "embed"
     """Whether the shards hold the inputs too, so that the store alone trains a student; token ids always."""

@@ -75,14 +75,18 @@ def specify(job: LabelJob, renderer: Renderer, teacher: Teacher) -> Spec:
             "tokens: use token_windows"
         )
     keep = job.store.inputs == "embed" or renderer.vocabulary is not None
-    return Spec(
-        inputs=renderer.inputs if keep else (),
-        heads=tuple(heads),
-        teacher=dict(teacher.description),
-        views=dict(renderer.description),
-        seed=job.store.seed,
-        vocabulary=_vocabulary(renderer.vocabulary, sequences),
-    )
+    try:
+        return Spec(
+            inputs=renderer.inputs if keep else (),
+            heads=tuple(heads),
+            teacher=dict(teacher.description),
+            views=dict(renderer.description),
+            seed=job.store.seed,
+            container=job.store.container,
+            vocabulary=_vocabulary(renderer.vocabulary, sequences),
+        )
+    except ValueError as error:
+        raise ConfigError(f"store: {error}") from error
 
 
 def _free_memory() -> None:

@@ -13,6 +13,8 @@ from jobs.terminal import bar, count, err, out, size
 
 if TYPE_CHECKING:
     from pipeline.targets.commit import Commit
+    from pipeline.targets.store import Store
+    from pipeline.targets.verify import Verification
 
 MOST = 20
 """Problems and names that are printed one by one."""
@@ -68,9 +70,27 @@ def verify(
     Next: decant train job.yaml
     """
     opened, _ = open_store(store, option)
-    view = VerifyView(len(opened.committed()))
+    result = verified(opened)
+    if not result.problems:
+        return
+    damaged = {problem.unit for problem in result.problems if problem.unit}
+    console = out()
+    if discard and damaged:
+        opened.discard(damaged)
+        console.print(f"took {count(len(damaged))} units out: decant label does them again")
+    else:
+        console.print(
+            f"{count(len(result.problems))} problems. To label the damaged units again: "
+            "decant verify STORE --discard, then decant label job.yaml"
+        )
+    raise typer.Exit(1)
+
+
+def verified(store: Store) -> Verification:
+    """Reads all of a store while a person watches, and prints what was found."""
+    view = VerifyView(len(store.committed()))
     with Display(view, err()):
-        result = opened.verify(view.on)
+        result = store.verify(view.on)
     console = out()
     for problem in result.problems[:MOST]:
         console.print(f"{problem.shard or problem.unit}: {problem.reason}", soft_wrap=True, markup=False)
@@ -83,17 +103,7 @@ def verify(
     )
     if not result.problems:
         console.print("all of it is whole")
-        return
-    damaged = {problem.unit for problem in result.problems if problem.unit}
-    if discard and damaged:
-        opened.discard(damaged)
-        console.print(f"took {count(len(damaged))} units out: decant label does them again")
-    else:
-        console.print(
-            f"{count(len(result.problems))} problems. To label the damaged units again: "
-            "decant verify STORE --discard, then decant label job.yaml"
-        )
-    raise typer.Exit(1)
+    return result
 
 
 def compact(store: StoreUrl, option: Options = None) -> None:

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from pipeline.targets.containers import EXTENSIONS
 from pipeline.targets.errors import CorruptShard
 from pipeline.targets.strict import build
 
@@ -73,7 +74,7 @@ class Commit:
         for name in _SECONDS:
             if not _is_number(getattr(self, name)):
                 raise ValueError(f"{name} is not a number of seconds")
-        if self.shard not in (None, shard_name(self.unit, self.attempt)):
+        if self.shard is not None and not self._is_shard(self.shard):
             raise ValueError("shard is not the name of this attempt's shard")
         if self.quarantine not in (None, quarantine_name(self.unit, self.attempt)):
             raise ValueError("quarantine is not the name of this attempt's quarantine file")
@@ -89,6 +90,10 @@ class Commit:
             raise ValueError("statistics are not finite numbers by name")
         if not isinstance(self.histograms, Mapping) or not all(map(_is_counts, self.histograms.values())):
             raise ValueError("histograms are not lists of counts by name")
+
+    def _is_shard(self, name: object) -> bool:
+        extension = str(name).partition(".")[2]
+        return extension in EXTENSIONS and name == shard_name(self.unit, self.attempt, extension)
 
     def to_json(self) -> bytes:
         """The record as it is stored."""
@@ -123,9 +128,9 @@ def _is_counts(value: object) -> bool:
     return isinstance(value, list) and all(type(item) is int and 0 <= item < 2**63 for item in value)
 
 
-def shard_name(unit: str, attempt: str) -> str:
-    """The unit's first two digits spread a million shards over 256 folders."""
-    return f"shards/{unit[:2]}/{unit}-{attempt}.parquet"
+def shard_name(unit: str, attempt: str, extension: str = "parquet") -> str:
+    """The unit's first two digits spread a million shards over 256 folders. extension: its container's."""
+    return f"shards/{unit[:2]}/{unit}-{attempt}.{extension}"
 
 
 def quarantine_name(unit: str, attempt: str) -> str:

@@ -8,16 +8,17 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import pyarrow as pa
 
 from pipeline.targets.codecs import Codec, codec_from_json
 from pipeline.targets.errors import SpecMismatch
-from pipeline.targets.strict import build
+from pipeline.targets.strict import build, nearest
 
 FORMAT_VERSION = 2
 """What is written. Versions from 1 on are read."""
@@ -26,6 +27,11 @@ TOKENS = "tokens"
 """Name of the input that "next_token" targets are counted by."""
 
 Positions = Literal["single", "next_token"]
+
+Container = Literal["parquet", "webdataset", "zarr"]
+
+_PLAIN_NAME = re.compile("[A-Za-z0-9][A-Za-z0-9._-]*")
+"""What can be part of a name in a tar, a zip and a Zarr hierarchy alike."""
 
 
 @dataclass(frozen=True)
@@ -98,7 +104,7 @@ class Spec:
     teacher: Mapping[str, Any]
     views: Mapping[str, Any]
     seed: int = 0
-    container: Literal["parquet"] = "parquet"
+    container: Container = "parquet"
     vocabulary: Vocabulary | None = None
     format_version: int = FORMAT_VERSION
 
@@ -106,6 +112,16 @@ class Spec:
         names = self.schema().names
         if len(set(names)) != len(names):
             raise ValueError(f"heads and inputs must have names that differ, the columns would be {names}")
+        known = get_args(Container)
+        if self.container not in known:
+            raise ValueError(f"unknown container {self.container!r}{nearest(str(self.container), known)}")
+        if self.container != "parquet":
+            for name in [item.name for item in self.inputs] + [head.name for head in self.heads]:
+                if not _PLAIN_NAME.fullmatch(name):
+                    raise ValueError(
+                        f"the name {name!r} cannot stand in a {self.container} shard: use letters, digits "
+                        "and ._- after a first letter or digit, or the container parquet"
+                    )
 
     def head(self, name: str) -> Head:
         """The head of that name. Raises SpecMismatch."""
@@ -199,4 +215,4 @@ def _short(value: object) -> str:
     return text if len(text) <= 200 else text[:197] + "..."
 
 
-__all__ = ["FORMAT_VERSION", "Head", "Input", "Positions", "Spec", "Vocabulary", "differences"]
+__all__ = ["FORMAT_VERSION", "Container", "Head", "Input", "Positions", "Spec", "Vocabulary", "differences"]

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.targets import plan
 from pipeline.targets.commit import Commit, commit_name
-from pipeline.targets.containers import parquet
+from pipeline.targets.containers import CONTAINERS
 from pipeline.targets.errors import CorruptShard, PlannedMeanwhile, SpecMismatch, UserError
 from pipeline.targets.manifest import Manifest, manifest_name
 from pipeline.targets.rows import Rows
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 SPEC = "spec.json"
 _CURE = "restore it from a copy, or discard its unit and label again"
-_ATTEMPT = re.compile(r"(?:shards/[0-9a-f]{2}|quarantine)/(([0-9a-f]{32})-[0-9a-f]{16})\.[a-z]+")
+_ATTEMPT = re.compile(r"(?:shards/[0-9a-f]{2}|quarantine)/(([0-9a-f]{32})-[0-9a-f]{16})\.[a-z.]+")
 _RECORD = re.compile(r"commits/([0-9a-f]{32})\.json")
 _MANIFEST = re.compile(r"manifest/([0-9]{8})\.parquet")
 
@@ -101,6 +101,16 @@ class Store:
         if count and not self.storage.put_if_absent(plan.plan_name(after + 1), data):
             raise PlannedMeanwhile(f"another process has just planned into {self.url}: plan again")
         return count
+
+    def copy_plan(self, source: Store) -> None:
+        """Take over another store's plan, generation by generation.
+
+        Raises SpecMismatch when another plan is here already.
+        """
+        for name in source._plan_names():
+            data = source.storage.read(name)
+            if not self.storage.put_if_absent(name, data) and self.storage.read(name) != data:
+                raise SpecMismatch(f"{self.url} has another {name} than {source.url}: give another store url")
 
     def planned(self) -> Iterator[Unit]:
         """All units of all generations, in the order of planning, streamed."""
@@ -199,9 +209,11 @@ class Store:
                 f"shard {commit.shard} of {self.url} has {len(data)} bytes and {commit.shard_bytes} were "
                 f"committed; {_CURE}"
             )
-        rows = 0
+        rows, container = 0, CONTAINERS[self.spec.container]
         try:
-            for batch in parquet.read(data, self.spec):
+            if not commit.shard.endswith(f".{container.extension}"):
+                raise CorruptShard(f"it is no shard of a {self.spec.container} store")
+            for batch in container.read(data, self.spec):
                 part = Rows.from_arrow(self.spec, batch)
                 rows += len(part)
                 yield part

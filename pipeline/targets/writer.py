@@ -17,7 +17,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 from pipeline.targets.commit import Commit, quarantine_name, shard_name
-from pipeline.targets.containers import parquet
+from pipeline.targets.containers import CONTAINERS, Writer
 from pipeline.targets.errors import SpecMismatch
 from pipeline.targets.rows import Rows
 from pipeline.targets.unit import Quarantined
@@ -35,7 +35,9 @@ class ShardWriter:
         self._attempt = uuid.uuid4().hex[:16]
         self._upload = contextlib.ExitStack()
         self._sink: _Counted | None = None
-        self._shard: parquet.Writer | None = None
+        self._container = CONTAINERS[store.spec.container]
+        self._name = shard_name(unit_id, self._attempt, self._container.extension)
+        self._shard: Writer | None = None
         self._quarantine: list[bytes] = []
         self._rows = self._targets = self._failures = 0
 
@@ -62,9 +64,8 @@ class ShardWriter:
         if not len(rows):
             return
         if self._shard is None:
-            name = shard_name(self._unit, self._attempt)
-            self._sink = _Counted(self._upload.enter_context(self._store.storage.upload(name)))
-            self._shard = parquet.Writer(cast(BinaryIO, self._sink), spec)
+            self._sink = _Counted(self._upload.enter_context(self._store.storage.upload(self._name)))
+            self._shard = self._container.writer(cast(BinaryIO, self._sink), spec)
         self._shard.write(rows.to_arrow())
         self._rows += len(rows)
         per_row = any(head.positions == "next_token" for head in spec.heads)
@@ -85,12 +86,16 @@ class ShardWriter:
         started: float,
         forward_seconds: float,
         device: str,
+        finished: float | None = None,
     ) -> Commit:
-        """Make all durable and publish it: the unit's commit record, ours or that of a faster attempt."""
+        """Make all durable and publish it: the unit's commit record, ours or that of a faster attempt.
+
+        finished: unix seconds, by default now.
+        """
         storage, shard, shard_bytes, shard_sha256 = self._store.storage, None, 0, None
         if self._shard is not None and self._sink is not None:
             self._shard.close()
-            shard, shard_bytes, shard_sha256 = shard_name(self._unit, self._attempt), *self._sink.measure()
+            shard, shard_bytes, shard_sha256 = self._name, *self._sink.measure()
             self._sink = None
             self._upload.close()
         quarantine, quarantine_sha256 = None, None
@@ -118,7 +123,7 @@ class ShardWriter:
                 statistics={name: float(value) for name, value in statistics.items()},
                 histograms={name: [int(n) for n in bins] for name, bins in histograms.items()},
                 started=started,
-                finished=time.time(),
+                finished=time.time() if finished is None else finished,
                 forward_seconds=forward_seconds,
                 device=device,
             )
@@ -130,7 +135,7 @@ class Abandoned(Exception):
 
 
 class _Counted:
-    """A sink that knows the size and checksum of what went through it. As much of a file as Parquet needs."""
+    """A sink that knows size and checksum of what went through it. As much of a file as containers need."""
 
     closed = False
 
@@ -167,7 +172,7 @@ class _Counted:
         return False
 
     def discard(self) -> None:
-        """Write nothing more: an abandoned Parquet writer still writes its footer when it is collected."""
+        """Write nothing more: abandoned Parquet and zip writers still write their ends when collected."""
         self._discarded = True
 
     def measure(self) -> tuple[int, str]:

@@ -1,7 +1,8 @@
-"""Make the golden stores of this release's format version: `python tests/golden/make.py`.
+"""Make golden stores of this release's format version: `python tests/golden/make.py CODEC…`, by default all.
 
 They are what a released format looks like, for ever: the tests read them and never make them. Run this once
-for a new format version or a new codec; it refuses to touch a golden store that is there.
+for a new format version, a new codec or a new container; it refuses to touch a golden store that is there.
+Version 1 had one container, its stores lie in v1/<codec>; later ones lie in v<version>/<container>/<codec>.
 """
 
 from __future__ import annotations
@@ -14,12 +15,22 @@ from typing import Any
 import numpy as np
 
 from pipeline.targets import Head, Input, Quarantined, Ragged, Rows, Slice, Spec, Store, Unit, Vocabulary
-from pipeline.targets.codecs import Codec, Dense, Threshold, TopK
+from pipeline.targets.codecs import Codec, Dense, Embedding, Sampled, Threshold, TopK, TopP
 from pipeline.targets.codecs.base import offsets_of, uniforms
-from pipeline.targets.spec import FORMAT_VERSION
+from pipeline.targets.codecs.codebooks import train
+from pipeline.targets.containers import CONTAINERS
+from pipeline.targets.spec import FORMAT_VERSION, Container
 
-CODECS = {"dense": Dense("float32"), "topk": TopK(k=3, betas=(0.5, 1.0)), "threshold": Threshold(0.1)}
 SIZE = 9
+CODECS = {
+    "dense": Dense("float32"),
+    "topk": TopK(k=3, betas=(0.5, 1.0)),
+    "topp": TopP(p=0.8, k=4, betas=(0.5, 1.0), slopes=True),
+    "threshold": Threshold(0.1),
+    "sampled": Sampled(5),
+    "embedding": Embedding("int8"),
+    "codebooks": train(np.random.default_rng(0).normal(size=(300, SIZE)), 3, iterations=2),
+}
 
 
 def contents(store: Store) -> dict[str, Any]:
@@ -58,13 +69,14 @@ def _exact(array: np.ndarray[Any, Any]) -> dict[str, Any]:
     return {"dtype": array.dtype.str, "shape": list(array.shape), "hex": array.tobytes().hex()}
 
 
-def _spec(codec: Codec) -> Spec:
+def _spec(codec: Codec, container: Container) -> Spec:
     return Spec(
         inputs=(Input("tokens", "<u2", (None,)), Input("image", "|u1", (2, 2))),
         heads=(Head("logits", SIZE, "next_token", codec), Head("label", SIZE, "single", codec)),
         teacher={"kind": "golden", "fingerprint": "0"},
         views={"kind": "golden", "fingerprint": "ü"},
         seed=7,
+        container=container,
         vocabulary=Vocabulary(SIZE - 1, SIZE, "0"),
     )
 
@@ -98,9 +110,9 @@ def _rows(spec: Spec, seed: int) -> Rows:
     )
 
 
-def make(folder: Path, codec: Codec) -> None:
+def make(folder: Path, codec: Codec, container: Container) -> None:
     """A store with one unit in the manifest, one in a commit record, one not labelled."""
-    spec = _spec(codec)
+    spec = _spec(codec, container)
     store = Store.create(str(folder / "store"), spec)
     units = [Unit((Slice("/corpus/ä.txt", i, i + 1, 99, "1700000000"),), 1) for i in range(3)]
     store.write_plan(units, {"kind": "golden"}, store.generation())
@@ -122,11 +134,17 @@ def make(folder: Path, codec: Codec) -> None:
 
 
 def main() -> None:
-    for name, codec in CODECS.items():
-        folder = Path(__file__).parent / f"v{FORMAT_VERSION}" / name
-        if folder.exists():
-            sys.exit(f"{folder} is there already: golden stores are never made again")
-        make(folder, codec)
+    chosen = sys.argv[1:] or list(CODECS)
+    if unknown := set(chosen) - set(CODECS):
+        sys.exit(f"no codec {', '.join(sorted(unknown))}, there are {', '.join(CODECS)}")
+    root = Path(__file__).parent / f"v{FORMAT_VERSION}"
+    for container in CONTAINERS:
+        for name in chosen:
+            folder = root / container / name
+            if folder.exists():
+                sys.exit(f"{folder} is there already: golden stores are never made again")
+            folder.mkdir(parents=True)
+            make(folder, CODECS[name], container)
 
 
 if __name__ == "__main__":

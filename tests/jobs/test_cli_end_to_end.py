@@ -32,6 +32,39 @@ def tiny_llama(tmp_path: Path) -> Path:
     return path
 
 
+@pytest.mark.parametrize("container", ["webdataset", "zarr"])
+def test_a_job_names_its_container_and_a_store_is_converted_into_another(
+    small_job: Any, decant: Decant, container: str
+) -> None:
+    folder = small_job.folder
+    assert decant(folder, "label", str(small_job.file), f"store.container={container}").exit_code == 0
+    assert f", {container}, " in decant(folder, "inspect", "store").stdout
+    train = ["store.container=" + container, "train.steps=2", "train.evaluate_every=2"]
+    assert decant(folder, "train", str(small_job.file), *train).exit_code == 0
+
+    converted = decant(folder, "convert", "store", "copy", "--container", "parquet")
+    assert converted.exit_code == 0, converted.stderr
+    assert "converted 3 of 3 units" in converted.stderr
+    assert "verified 3 of 3 units" in converted.stderr
+    assert "all of it is whole" in converted.stdout
+    assert f"of {container} are" in converted.stdout
+    assert len(list((folder / "copy" / "shards").rglob("*.parquet"))) == 3
+    assert decant(folder, "convert", "store", "copy", "--container", "parquet").exit_code == 0
+
+    for words, said in (
+        (("store", "x", "--container", container), f"is a {container} store already"),
+        (("store", "x", "--container", "tfrecord"), "unknown container"),
+        (("nowhere", "x", "--container", "zarr"), "no store at"),
+        (
+            ("store", "copy", "--container", "zarr" if container == "webdataset" else "webdataset"),
+            "container",
+        ),
+    ):
+        refused = decant(folder, "convert", *words)
+        assert refused.exit_code == 2
+        assert said in refused.stderr
+
+
 def test_text_becomes_a_store_and_a_student(small_job: Any, decant: Decant, tiny_llama: Path) -> None:
     small_job.settings["teacher"] = {"kind": "causal_lm", "path": str(tiny_llama), "device": "cpu"}
     job, folder = str(small_job.file), small_job.folder

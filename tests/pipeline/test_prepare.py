@@ -67,6 +67,13 @@ def test_codebooks_of_another_size_are_refused(make_job: MakeJob) -> None:
         prepare(make_job(heads={"logits": books.to_json()}))
 
 
+def test_the_spec_says_in_which_container_the_shards_are(make_job: MakeJob) -> None:
+    job = make_job()
+    assert prepare(job).spec.container == "parquet"
+    zarr = job.store.model_copy(update={"container": "zarr", "url": job.store.url + "-zarr"})
+    assert prepare(job.model_copy(update={"store": zarr})).spec.container == "zarr"
+
+
 def test_a_grown_corpus_adds_units_and_changes_none(make_job: MakeJob, tmp_path: Path) -> None:
     before = {unit.id for unit in prepare(make_job()).planned()}
     assert {unit.id for unit in prepare(make_job()).planned()} == before

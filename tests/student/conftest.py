@@ -14,7 +14,7 @@ from pipeline.targets.codecs import Codec, Dense, Embedding, Sampled, Threshold,
 from pipeline.targets.codecs.base import offsets_of, uniforms
 from pipeline.targets.ragged import Ragged
 from pipeline.targets.rows import Rows
-from pipeline.targets.spec import Head, Input, Spec, Vocabulary
+from pipeline.targets.spec import Container, Head, Input, Spec, Vocabulary
 from pipeline.targets.store import Store
 from pipeline.targets.unit import Slice, Unit
 
@@ -65,12 +65,14 @@ def token_store(tmp_path: Path) -> MakeStore:
         vocabulary: int = 23,
         name: str = "store",
         lengths: tuple[int, int] = (2, 9),
+        container: Container = "parquet",
     ) -> str:
         spec = Spec(
             inputs=(Input("tokens", "<u2", (None,)),),
             heads=(Head("logits", vocabulary, "next_token", CODECS[codec]),),
             teacher={"kind": "table", "fingerprint": "t"},
             views={"kind": "windows", "fingerprint": "v"},
+            container=container,
             vocabulary=Vocabulary(vocabulary, vocabulary, "tokenizer-a"),
         )
         url = str(tmp_path / name)
@@ -143,7 +145,11 @@ def image_store(tmp_path: Path) -> MakeStore:
     """make(shards, codec="dense", …) -> URL of a store of images [1, 8, 8], with a linear teacher."""
 
     def make(
-        shards: Sequence[int] = (20, 24, 16), codec: str = "dense", labels: bool = True, name: str = "images"
+        shards: Sequence[int] = (20, 24, 16),
+        codec: str = "dense",
+        labels: bool = True,
+        name: str = "images",
+        container: Container = "parquet",
     ) -> str:
         inputs = [Input("image", "|u1", (1, 8, 8))] + ([Input("label", "<u2", ())] if labels else [])
         spec = Spec(
@@ -151,6 +157,7 @@ def image_store(tmp_path: Path) -> MakeStore:
             heads=(Head("logits", 4, "single", CODECS[codec]),),
             teacher={"kind": "linear", "fingerprint": "t"},
             views={"kind": "arrays", "fingerprint": "v"},
+            container=container,
         )
         url = str(tmp_path / name)
         store = Store.create(url, spec)

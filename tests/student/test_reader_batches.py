@@ -32,6 +32,26 @@ def stored(url: str) -> dict[str, Any]:
     return rows
 
 
+@pytest.mark.parametrize("container", ["webdataset", "zarr"])
+@pytest.mark.parametrize("codec", ["dense", "topk", "threshold"])
+@pytest.mark.parametrize("kind", ["token_store", "image_store"])
+def test_a_student_reads_every_container_as_it_reads_parquet(
+    request: pytest.FixtureRequest, kind: str, codec: str, container: str
+) -> None:
+    make = request.getfixturevalue(kind)
+    readers = [
+        TargetReader(make(codec=codec, container=c, name=c), batch_rows=5, seed=3)
+        for c in ("parquet", container)
+    ]
+    for ours, theirs in zip(*(reader.epoch(1) for reader in readers), strict=True):
+        assert ours.keys == theirs.keys
+        for name, tensor in ours.inputs.items():
+            assert torch.equal(theirs.inputs[name], tensor)
+        mine, other = vars(ours.targets["logits"]), vars(theirs.targets["logits"])
+        for name, value in mine.items():
+            np.testing.assert_array_equal(other[name], value)
+
+
 @pytest.mark.parametrize("codec", ["dense", "topk", "topp", "threshold", "sampled", "embedding"])
 def test_a_batch_has_each_rows_tokens_labels_and_targets(token_store: Any, codec: str) -> None:
     url = token_store(codec=codec)

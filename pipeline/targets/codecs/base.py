@@ -47,11 +47,15 @@ class Field:
 
 @dataclasses.dataclass(frozen=True)
 class Column:
-    """What a shard stores of a head: for each row some items of `shape`, of a little-endian NumPy dtype."""
+    """What a shard stores of a head: for each row some items of `shape`, of a little-endian NumPy dtype.
+
+    per_target: whether that is exactly one item a target, so that nobody has to store how many.
+    """
 
     name: str
     dtype: str
     shape: tuple[int, ...] = ()
+    per_target: bool = False
 
 
 Encoded = dict[str, Array]
@@ -93,7 +97,10 @@ class Codec(ABC):
 
     def columns(self, size: int) -> tuple[Column, ...]:
         """The columns of a shard that `pack` makes of them: by default each array as it is."""
-        return tuple(Column(field.name, field.dtype, field.shape) for field in self.layout(size))
+        return tuple(
+            Column(field.name, field.dtype, field.shape, per_target=field.counted_by is None)
+            for field in self.layout(size)
+        )
 
     def pack(self, encoded: Encoded, counts: npt.NDArray[np.int64], size: int) -> dict[str, Ragged]:
         """By column, what each row stores. counts: targets of each row, int64 [rows]."""

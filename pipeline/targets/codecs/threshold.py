@@ -136,8 +136,8 @@ class Threshold(Codec):
         """Counts and values as they are; the ids of head and tail as the codes and bits of their gaps."""
         count = self.layout(size)[0].dtype
         return (
-            Column("count", count),
-            Column("head_count", count),
+            Column("count", count, per_target=True),
+            Column("head_count", count, per_target=True),
             Column("values", "|u1"),
             *(Column(f"{part}_{what}", "|u1") for part in ("head", "tail") for what in ("codes", "bits")),
         )

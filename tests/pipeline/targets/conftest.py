@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import subprocess
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -15,6 +16,7 @@ import pytest
 from pipeline.targets import Commit, Head, Input, Quarantined, Ragged, Rows, Slice, Spec, Store, Unit
 from pipeline.targets.codecs import Codec, Dense, Threshold, TopK
 from pipeline.targets.codecs.base import offsets_of
+from pipeline.targets.spec import Container
 
 SIZE = 50
 
@@ -121,19 +123,41 @@ def same(a: Rows, b: Rows) -> bool:
 
 @dataclass(frozen=True)
 class Kit:
-    """The helpers above, for tests that import no other test file."""
+    """The helpers above, for tests that import no other test file. container: of the specs."""
 
-    text_spec: Callable[..., Spec] = text_spec
-    image_spec: Callable[..., Spec] = image_spec
+    container: Container = "parquet"
     make_rows: Callable[..., Rows] = make_rows
     make_units: Callable[..., list[Unit]] = make_units
     label: Callable[..., Commit] = label
     same: Callable[[Rows, Rows], bool] = same
 
+    def text_spec(self, codec: Codec | None = None, **changes: Any) -> Spec:
+        return text_spec(codec, **{"container": self.container, **changes})
 
-@pytest.fixture(scope="session")
-def kit() -> Kit:
-    return Kit()
+    def image_spec(self) -> Spec:
+        return dataclasses.replace(image_spec(), container=self.container)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Where bytes go and how a container lays them out is unrelated: not all pairs are tried every time."""
+    for item in items:
+        params = (
+            item.callspec.params if isinstance(item, pytest.Function) and hasattr(item, "callspec") else {}
+        )
+        if params.get("place") == "s3" and params.get("container", "parquet") != "parquet":
+            item.add_marker(pytest.mark.slow)
+
+
+@pytest.fixture
+def container() -> Container:
+    """Of the test's stores. A suite that holds for every container overrides it with `params`."""
+    return "parquet"
+
+
+@pytest.fixture
+def kit(container: Container) -> Kit:
+    return Kit(container)
 
 
 @pytest.fixture(params=["local", "s3"])

@@ -15,9 +15,15 @@ import pytest
 
 from pipeline.targets import Commit, Quarantined, Rows, Store
 from pipeline.targets.commit import commit_name
+from pipeline.targets.containers import CONTAINERS
 from pipeline.targets.errors import CorruptShard, DecantError, SpecMismatch, StorageError
 
 UNIT = "ab" * 16
+
+
+@pytest.fixture(params=CONTAINERS)
+def container(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
 
 
 @pytest.fixture
@@ -74,13 +80,14 @@ def forged(store: Store, commit: Commit, data: bytes, **changes: Any) -> Commit:
 def test_a_flipped_bit_that_the_checksum_vouches_for_never_crashes_a_reader(store: Store, kit: Any) -> None:
     commit = kit.label(store, UNIT)
     whole = path_of(store, commit.shard).read_bytes()
+    rows = Rows.concatenate(list(store.read(commit)))
     rng = np.random.default_rng(1)
     found = []
     for at in rng.integers(0, len(whole), 120).tolist():
         damaged = bytearray(whole)
         damaged[at] ^= 1 << int(rng.integers(8))
         try:
-            list(store.read(forged(store, commit, bytes(damaged))))
+            assert kit.same(Rows.concatenate(list(store.read(forged(store, commit, bytes(damaged))))), rows)
         except (CorruptShard, SpecMismatch) as error:
             found.append(str(error))
     assert all(str(commit.shard) in message for message in found)
@@ -118,7 +125,8 @@ def test_a_shard_of_another_spec_is_refused(store: Store, tmp_path: Path, kit: A
         list(store.commits())
 
 
-def test_a_shard_that_is_no_shard_is_refused(store: Store, tmp_path: Path, kit: Any) -> None:
+@pytest.mark.parametrize("container", ["parquet"])
+def test_a_parquet_file_that_is_no_shard_is_refused(store: Store, tmp_path: Path, kit: Any) -> None:
     commit = kit.label(store, UNIT)
     sink = tmp_path / "x.parquet"
     pq.write_table(pa.table({"a": [1]}), sink)
@@ -271,10 +279,11 @@ def test_a_full_disk_damages_nothing_and_labelling_goes_on_afterwards(tiny_disk:
     units = kit.make_units(200)
     store.write_plan(units, {"kind": "text"}, store.generation())
     committed = []
+    many = 8 if kit.container == "webdataset" else 100  # a few units fill the disk
 
     def fill() -> None:
         for unit in units:
-            parts = [kit.make_rows(store.spec, 100, first=i * 100, seed=len(committed)) for i in range(8)]
+            parts = [kit.make_rows(store.spec, many, first=i * many, seed=len(committed)) for i in range(8)]
             committed.append(kit.label(store, unit.id, parts))
 
     with pytest.raises(StorageError, match="full") as caught:

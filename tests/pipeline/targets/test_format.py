@@ -1,4 +1,4 @@
-"""The format: docs/format.md is true and sufficient, and stores of version 1 stay readable for ever."""
+"""The format: docs/format.md is true and sufficient, and stores of released versions stay readable."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ import pytest
 
 from pipeline.targets import DenseTargets, Ragged, SparseTargets, Store, TopKTargets
 from pipeline.targets.codecs import CODECS, Codebooks, Dense, Embedding, Sampled, Threshold, TopK, TopP
+from pipeline.targets.containers import CONTAINERS
 
 ROOT = Path(__file__).parents[3]
 GOLDEN = ROOT / "tests/golden"
@@ -84,6 +85,26 @@ def test_the_documented_reader_reads_what_the_store_reads(tmp_path: Path, kit: A
                 np.testing.assert_allclose(theirs, scattered(ours), atol=1e-6)
 
 
+def test_the_documented_ways_to_read_tar_and_zarr_without_decant_work(
+    tmp_path: Path, kit: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    blocks = re.findall(r"```py\n(.*?)```", (ROOT / "docs/format.md").read_text(), re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    for container, block in zip(("webdataset", "zarr"), blocks, strict=True):
+        pytest.importorskip(container)
+        store = Store.create(container, kit.text_spec(container=container))
+        commit = kit.label(store, "ab" * 16)
+        extension = CONTAINERS[container].extension
+        Path(f"shard.{extension}").write_bytes(store.storage.read(commit.shard))
+        exec(block, {})
+        (rows,) = store.read(commit)
+        said = capsys.readouterr().out
+        if container == "webdataset":
+            assert f"{rows.keys[7]} ({rows.inputs['tokens'].lengths[7]},)" in said.splitlines()
+        else:
+            assert said.strip() == f"{store.spec.fingerprint} {rows.inputs['tokens'][7]}"
+
+
 def scattered(targets: SparseTargets) -> Any:
     """The estimate as [N, V]."""
     p = np.zeros((len(targets.offsets) - 1, targets.size))
@@ -131,15 +152,17 @@ def test_every_file_of_a_store_is_in_the_documentation(tmp_path: Path, kit: Any)
             assert f"`{column.name}`" in text
 
 
-GOLDEN_STORES = sorted(path.parent for path in GOLDEN.glob("v*/*/expected.json"))
+GOLDEN_STORES = sorted(path.parent for path in GOLDEN.glob("v*/**/expected.json"))
 
 
-def test_there_is_a_golden_store_of_every_codec() -> None:
-    assert [f"{path.parent.name}/{path.name}" for path in GOLDEN_STORES] == [
-        "v1/dense",
-        "v1/threshold",
-        "v1/topk",
-    ]
+def golden_name(path: Path) -> str:
+    return path.relative_to(GOLDEN).as_posix()
+
+
+def test_there_is_a_golden_store_of_every_codec_and_container() -> None:
+    wanted = {"v1/dense", "v1/threshold", "v1/topk"}
+    wanted |= {f"v2/{container}/{codec}" for container in CONTAINERS for codec in CODECS}
+    assert wanted <= {golden_name(path) for path in GOLDEN_STORES}
 
 
 def contents() -> Callable[[Store], dict[str, Any]]:
@@ -153,7 +176,7 @@ def contents() -> Callable[[Store], dict[str, Any]]:
     return function
 
 
-@pytest.mark.parametrize("golden", GOLDEN_STORES, ids=lambda path: f"{path.parent.name}-{path.name}")
+@pytest.mark.parametrize("golden", GOLDEN_STORES, ids=golden_name)
 def test_a_golden_store_decodes_to_the_same_bits_as_ever(golden: Path) -> None:
     expected = json.loads((golden / "expected.json").read_text())
     store = Store.open(str(golden / "store"))

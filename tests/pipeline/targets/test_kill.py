@@ -18,6 +18,8 @@ from typing import Any
 import pytest
 
 from pipeline.targets import Store
+from pipeline.targets.containers import CONTAINERS
+from pipeline.targets.convert import convert, destination
 
 UNITS = 12
 
@@ -73,6 +75,10 @@ def finished(store: Store, kit: Any) -> None:
     assert {name: files.count(name) for name in set(files)} == expected
 
 
+# The steps are the storage's; containers differ in none.
+@pytest.mark.parametrize(
+    "container", [pytest.param(c, marks=pytest.mark.slow if c != "parquet" else ()) for c in CONTAINERS]
+)
 def test_killed_at_any_step_nothing_is_lost_or_doubled(tmp_path: Path, kit: Any) -> None:
     number, ran_through = 0, False
     while not ran_through:
@@ -98,9 +104,40 @@ def test_killed_at_any_step_nothing_is_lost_or_doubled(tmp_path: Path, kit: Any)
     assert number > 30
 
 
+@pytest.mark.parametrize("container", [pytest.param("webdataset", marks=pytest.mark.slow), "zarr"])
+def test_a_conversion_killed_at_any_step_is_finished_by_the_next(
+    tmp_path: Path, kit: Any, container: str
+) -> None:
+    source = Store.create(str(tmp_path / "source"), kit.text_spec(container="parquet"))
+    source.write_plan(kit.make_units(2), {"kind": "text"}, source.generation())
+    for unit in source.planned():
+        kit.label(source, unit.id)
+    number, ran_through = 1, False
+    while not ran_through:
+        url = str(tmp_path / f"{number}")
+        child = os.fork()
+        if child == 0:
+            try:
+                kill_before_step(number)
+                convert(source, destination(source, url, container))
+                os._exit(0)
+            except BaseException:  # noqa: BLE001
+                os._exit(1)
+        status = os.waitpid(child, 0)[1]
+        ran_through = status == 0
+        assert ran_through or os.WTERMSIG(status) == signal.SIGKILL
+        target = destination(source, url, container)
+        check(target, [])
+        convert(source, target)
+        check(target, [unit.id for unit in source.planned()])
+        number += 3
+    assert number > 20
+
+
 JOB = """
 import importlib.util, sys
 from pipeline.targets import Store
+from pipeline.targets.containers import CONTAINERS
 def load(name, path):
     spec = importlib.util.spec_from_file_location(name, path)
     module = importlib.util.module_from_spec(spec)
@@ -144,5 +181,6 @@ def test_killed_at_random_moments_nothing_is_lost_or_doubled(tmp_path: Path, kit
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("container", CONTAINERS)
 def test_killed_at_a_hundred_random_moments_nothing_is_lost_or_doubled(tmp_path: Path, kit: Any) -> None:
     kill_at_random(tmp_path, kit, 100)

@@ -14,10 +14,16 @@ import pytest
 
 from pipeline.targets import Commit, Quarantined, Rows, Spec, Storage, Store
 from pipeline.targets.codecs import Dense, Threshold, TopK
+from pipeline.targets.containers import CONTAINERS
 from pipeline.targets.errors import PlannedMeanwhile, SpecMismatch, UserError
 from pipeline.targets.manifest import manifest_name
 
 Place = tuple[str, dict[str, Any]]
+
+
+@pytest.fixture(params=CONTAINERS)
+def container(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
 
 
 @pytest.fixture
