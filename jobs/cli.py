@@ -17,7 +17,21 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from jobs.commands import config, convert, demo, inspect, interchange, label, plan, stores, train
+from jobs.commands import (
+    audit,
+    config,
+    convert,
+    demo,
+    inspect,
+    interchange,
+    label,
+    merge,
+    plan,
+    repair,
+    stats,
+    stores,
+    train,
+)
 from jobs.terminal import complain
 from pipeline.targets.errors import DecantError
 
@@ -94,6 +108,7 @@ def decant(
       decant label job.yaml                     label; run it again to resume
       decant inspect STORE                      what the teacher said
       decant verify STORE                       that every shard is whole
+      decant audit job.yaml                     that it is what the teacher says
       decant train job.yaml                     a student from the store
       decant import FORMAT SOURCE STORE         a store of what another system has captured
 
@@ -104,7 +119,11 @@ def decant(
 plan.register(app)
 label.register(app)
 inspect.register(app)
+stats.register(app)
 stores.register(app)
+audit.register(app)
+repair.register(app)
+merge.register(app)
 convert.register(app)
 train.register(app)
 demo.register(app)

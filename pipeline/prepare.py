@@ -28,10 +28,7 @@ def prepare(job: LabelJob) -> Store:
     Raises ConfigError, SpecMismatch, CorpusMissing, CorpusChanged, StorageError, TeacherError: whatever is
     wrong with a job shows here, before anything is labelled.
     """
-    # A thread that ends takes torch's helpers with it: see `pipeline.inference.Inference`.
-    with ThreadPoolExecutor(1) as apart:
-        spec = apart.submit(lambda: specify(job, job.views.load(), job.teacher.load())).result()
-    _free_memory()
+    spec = declared(job)
     store = Store.create(job.store.url, spec, job.store.options)
     # Without the options: they may hold credentials.
     corpus = job.corpus.model_dump(mode="json", exclude={"options"})
@@ -41,6 +38,15 @@ def prepare(job: LabelJob) -> Store:
         with contextlib.suppress(PlannedMeanwhile):
             store.write_plan(job.corpus.units(planned), corpus, latest)
             return store
+
+
+def declared(job: LabelJob) -> Spec:
+    """The spec of the job's store. Tokenizer and teacher are opened, and let go. Raises as `specify`."""
+    # A thread that ends takes torch's helpers with it: see `pipeline.inference.Inference`.
+    with ThreadPoolExecutor(1) as apart:
+        spec = apart.submit(lambda: specify(job, job.views.load(), job.teacher.load())).result()
+    _free_memory()
+    return spec
 
 
 def specify(job: LabelJob, renderer: Renderer, teacher: Teacher) -> Spec:

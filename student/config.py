@@ -228,6 +228,10 @@ class TrainConfig(Config):
     log_every: PositiveInt = 10
     """Steps between reports of the loss."""
 
+    check_rows: NonNegativeInt = 64
+    """Rows of the store that are looked at before the first step, of at most 4 shards: whether the bytes are
+    right, the targets distributions, and each at its own token. 0 looks at none."""
+
     tensorboard: bool = False
     """Write TensorBoard events to `output`/tensorboard."""
 
@@ -237,6 +241,7 @@ FREE_ON_RESUME = frozenset(
         "store",
         "output",
         "accumulation",
+        "check_rows",
         "device",
         "evaluate_every",
         "checkpoint_every",

@@ -39,6 +39,23 @@ class Started:
 
 
 @dataclass(frozen=True)
+class Checked:
+    """Some of the store was looked at before the first step (`pipeline.targets.plausibility`) and is sound.
+
+    own, before, after: mean log-likelihood, under the targets, of the tokens that they are for and of their
+    neighbours, nats; None where there are no next tokens.
+    """
+
+    step: int
+    shards: int
+    rows: int
+    targets: int
+    own: float | None
+    before: float | None
+    after: float | None
+
+
+@dataclass(frozen=True)
 class Step:
     """An optimiser step. loss: mean over its targets, before the update; gradient_norm: before clipping.
 
@@ -73,4 +90,4 @@ class Finished:
     score: Score | None
 
 
-Event = Started | Step | Evaluated | Finished
+Event = Started | Checked | Step | Evaluated | Finished

@@ -23,13 +23,14 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from pipeline.targets.errors import ConfigError, DecantError
+from pipeline.targets.plausibility import check
 from student import optimizer
 from student.checkpoint import Checkpoint, Checkpoints
 from student.config import FREE_ON_RESUME, TrainConfig
 from student.data import Batch, TargetReader
 from student.distributed import World, joined
 from student.evaluate import evaluate
-from student.events import Evaluated, Event, Finished, Score, Started, Step
+from student.events import Checked, Evaluated, Event, Finished, Score, Started, Step
 from student.losses import distillation_loss
 from student.metrics import Metrics
 from student.student import Student
@@ -87,6 +88,8 @@ class _Run:
             ranks=world.size,
             device=str(world.device),
         )
+        if config.check_rows and self.step < config.steps and config.loss.kind != "hard":
+            yield self._check()
         model = DistributedDataParallel(self.student) if world.size > 1 else self.student
         stream = iter(self.reader)
         clock = _Clock(world.device)
@@ -132,6 +135,24 @@ class _Run:
                     if save or best:
                         self._save(best)
         yield Finished(self.step, self.checkpoints.directory / "last", self.score)
+
+    def _check(self) -> Checked:
+        """A few rows of the store: every rank looks at the same ones, and refuses for the same reason.
+
+        Raises CorruptShard.
+        """
+        commits = [block.commit for block in self.reader.blocks]
+        found = check(self.reader.store, commits, self.config.head, self.config.check_rows, self.config.seed)
+        shift = found.shift if found.shift is not None and found.shift.groups else None
+        return Checked(
+            step=self.step,
+            shards=found.shards,
+            rows=found.rows,
+            targets=found.targets,
+            own=shift.own if shift else None,
+            before=shift.before if shift else None,
+            after=shift.after if shift else None,
+        )
 
     def _gradients(self, model: nn.Module, batches: list[Batch]) -> tuple[Tensor, Tensor]:
         """Gradients of the mean loss over all targets of a global batch, of which the batches are our part.

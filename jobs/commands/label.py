@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from pipeline.engine.base import Engine, Event
     from pipeline.job import LabelJob
     from pipeline.targets.store import Store
+    from pipeline.targets.unit import Unit
 
 
 def register(app: typer.Typer) -> None:
@@ -51,7 +52,7 @@ def label(job: JobFile, overrides: Overrides = None) -> None:
     planned, before = store.planned_count(), len(store.committed())
     if before < planned:
         view = LabelView(f"labelling into {store.url}", planned, before, targets_are(store.spec))
-        _run(labelling, store, view)
+        label_units(labelling, store.pending(), view)
     store.compact()
     left = planned - len(store.committed())
     if left:
@@ -64,13 +65,15 @@ def label(job: JobFile, overrides: Overrides = None) -> None:
     _say(f"Next: decant inspect {store.url}")
 
 
-def _run(job: LabelJob, store: Store, view: LabelView) -> None:
+def label_units(job: LabelJob, units: Iterable[Unit], view: LabelView) -> None:
+    """Run the job's engine over the units, drawn, and stopped by Ctrl-C. Raises what `Engine.run` raises."""
+
     def asked(signal: str) -> None:
         view.note = f"{signal}: letting the units in flight finish; once more aborts"
 
     with Drain(asked) as drain, Display(view, err()):
         # Closed also when this thread is interrupted, so that no replica outlives the run.
-        events = cast("Generator[Event]", _engine(job).run(job, store.pending(), drain.stop))
+        events = cast("Generator[Event]", _engine(job).run(job, units, drain.stop))
         with closing(events):
             for event in events:
                 view.on(event)

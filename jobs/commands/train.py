@@ -48,6 +48,16 @@ class TrainView:
                     f"{count(event.held_out)} held out"
                     + (f"; goes on after step {count(event.step)}" if event.step else "")
                 )
+            case events.Checked():
+                fit = ""
+                if event.own is not None:
+                    fit = (
+                        f"; mean log-likelihood of the real tokens {event.own:.2f} nats, of the ones before "
+                        f"{event.before:.2f} and after {event.after:.2f}"
+                    )
+                self.messages.append(
+                    f"the store looks sound: {count(event.rows)} rows of {count(event.shards)} shards{fit}"
+                )
             case events.Step():
                 self.step = event.step
                 self.facts = [

@@ -42,7 +42,7 @@ class Verification:
 
 def verify(store: Store, progress: Callable[[Commit], None] | None = None) -> Verification:
     """Read the whole store. progress: called after each unit. Raises StorageError if it cannot be read."""
-    problems: list[Problem] = []
+    found: list[Problem] = []
     units = shards = records = rows = targets = quarantined = 0
     for commit in store.commits():
         units += 1
@@ -51,11 +51,16 @@ def verify(store: Store, progress: Callable[[Commit], None] | None = None) -> Ve
         rows += commit.rows
         targets += commit.targets
         quarantined += commit.quarantined
-        problems += [Problem(commit.unit, commit.shard, reason) for reason in _wrong(store, commit)]
+        found += problems(store, commit)
         if progress is not None:
             progress(commit)
     missing = sum(1 for _ in store.pending())
-    return Verification(tuple(problems), units, shards, records, rows, targets, quarantined, missing)
+    return Verification(tuple(found), units, shards, records, rows, targets, quarantined, missing)
+
+
+def problems(store: Store, commit: Commit) -> list[Problem]:
+    """Read one unit and list what is wrong with it. Raises StorageError if it cannot be read."""
+    return [Problem(commit.unit, commit.shard, reason) for reason in _wrong(store, commit)]
 
 
 def _wrong(store: Store, commit: Commit) -> Iterator[str]:

@@ -16,17 +16,8 @@ from jobs.config import Job
 from pipeline.targets.errors import TooManyQuarantined
 
 COMMANDS = [
-    "plan",
-    "label",
-    "inspect",
-    "verify",
-    "compact",
-    "gc",
-    "train",
-    "demo",
-    "import",
-    "export",
-    "config",
+    *("plan", "label", "inspect", "stats", "verify", "audit", "repair", "merge", "compact", "gc", "train"),
+    *("demo", "import", "export", "config"),
 ]
 
 

@@ -105,6 +105,42 @@ def token_store(tmp_path: Path) -> MakeStore:
 
 
 @pytest.fixture
+def shifted_store(tmp_path: Path) -> MakeStore:
+    """make(shift) -> URL of a store whose teacher knows the next token, its targets `shift` places off."""
+
+    def make(shift: int) -> str:
+        spec = Spec(
+            inputs=(Input("tokens", "<u2", (None,)),),
+            heads=(Head("logits", 60, "next_token", Threshold(threshold=0.05)),),
+            teacher={"kind": "oracle", "fingerprint": "t"},
+            views={"kind": "windows", "fingerprint": "v"},
+        )
+        store = Store.create(str(tmp_path / f"shifted{shift}"), spec)
+        units = [unit_of(number, 20) for number in range(3)]
+        store.write_plan(units, {}, 0)
+        for number, unit in enumerate(units):
+            rng = np.random.default_rng(number)
+            tokens = rng.integers(0, 60, (20, 12)).astype("<u2")
+            logits = rng.normal(0, 1, (20, 11, 60)) + 4 * np.eye(60)[tokens[:, 1:]]
+            logits = np.roll(logits, shift, axis=1).reshape(-1, 60).astype(np.float32)
+            keys = [f"{number}/{i}" for i in range(20)]
+            rows = Rows(
+                spec=spec,
+                keys=keys,
+                row=np.arange(20),
+                view=np.zeros(20, np.int32),
+                views=np.ones(20, np.int32),
+                targets=np.full(20, 11, np.int32),
+                inputs={"tokens": Ragged(tokens.reshape(-1), np.arange(21) * 12)},
+                heads=encode(spec, keys, [11] * 20, logits),
+            )
+            write_unit(store, unit, rows)
+        return store.url
+
+    return make
+
+
+@pytest.fixture
 def image_store(tmp_path: Path) -> MakeStore:
     """make(shards, codec="dense", …) -> URL of a store of images [1, 8, 8], with a linear teacher."""
 

@@ -13,10 +13,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from pipeline.targets.errors import ConfigError, DecantError, SpecMismatch, UserError
+from pipeline.targets.errors import ConfigError, CorruptShard, DecantError, SpecMismatch, UserError
 from student.config import TrainConfig
 from student.data import TargetReader
-from student.events import Evaluated, Event, Finished, Started, Step
+from student.events import Checked, Evaluated, Event, Finished, Started, Step
 from student.optimizer import learning_rate
 from student.student import restore
 from student.train import train
@@ -60,6 +60,7 @@ def test_a_run_tells_what_it_does(token_store: Any, tmp_path: Path) -> None:
     events = list(train(configured(token_store(), tmp_path / "run")))
     assert [(type(e), e.step) for e in events] == [
         (Started, 0),
+        (Checked, 0),
         (Step, 3),
         (Evaluated, 5),
         (Step, 6),
@@ -76,7 +77,7 @@ def test_a_run_tells_what_it_does(token_store: Any, tmp_path: Path) -> None:
     assert (finished.checkpoint / "model.safetensors").exists()
     told = lines(tmp_path / "run")
     assert [line["event"] for line in told] == [type(e).__name__.lower() for e in events]
-    assert told[1]["loss"] == events[1].loss  # type: ignore[union-attr]
+    assert told[2]["loss"] == events[2].loss  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize("codec", ["dense", "topk", "topp", "threshold", "sampled"])
@@ -364,6 +365,36 @@ def test_every_key_is_documented() -> None:
     for name, definition in {"TrainConfig": schema, **schema["$defs"]}.items():
         for key, field in definition["properties"].items():
             assert field.get("description") or key == "kind", f"{name}.{key}"
+
+
+def test_a_store_whose_targets_stand_one_token_off_is_refused_before_the_first_step(
+    tmp_path: Path, shifted_store: Any
+) -> None:
+    for shift, refused in ((0, None), (1, "before"), (-1, "after")):
+        url = shifted_store(shift)
+        config = configured(url, tmp_path / f"run{shift}", steps=1, warmup_steps=0)
+        if refused is None:
+            (checked,) = [event for event in train(config) if isinstance(event, Checked)]
+            assert checked.own is not None
+            assert checked.before is not None
+            assert checked.own > checked.before + 1
+        else:
+            with pytest.raises(CorruptShard, match=f"one position off: the tokens {refused} the ones"):
+                list(train(config))
+            assert not (tmp_path / f"run{shift}" / "checkpoints" / "last").exists()
+            unchecked = config.model_copy(update={"check_rows": 0})
+            assert not any(isinstance(event, Checked) for event in train(unchecked))
+
+
+def test_a_damaged_shard_is_refused_before_the_first_step(token_store: Any, tmp_path: Path) -> None:
+    url = token_store((9, 12))
+    for path in Path(url).rglob("*.parquet"):
+        if "shards" in path.parts:
+            data = bytearray(path.read_bytes())
+            data[len(data) // 2] ^= 1
+            path.write_bytes(data)
+    with pytest.raises(CorruptShard, match="not the bytes that were committed"):
+        next(e for e in train(configured(url, tmp_path / "run")) if isinstance(e, Checked | Step))
 
 
 def test_without_a_holdout_nothing_is_evaluated(token_store: Any, tmp_path: Path) -> None:
