@@ -35,6 +35,7 @@ from pipeline.pilot import Pilot
 from pipeline.statistics import distribution
 from pipeline.targets.codecs import Codec, Dense, Sampled, Threshold, TopK
 from pipeline.targets.decoded import DenseTargets, TopKTargets
+from pipeline.targets.errors import UserError
 from pipeline.targets.store import Store
 from student.targets import to_torch
 
@@ -122,8 +123,11 @@ def entropies(pilot: Pilot) -> npt.NDArray[np.float64]:
 
 
 def bytes_at(pilot: Pilot, error: float) -> float:
-    """Bytes of the head's columns with the largest threshold of at most that error."""
-    return pilot.measure(pilot.threshold_of_error(error)).head_bytes
+    """Bytes of the head with the largest threshold of at most that error; as float16 if there is none."""
+    try:
+        return pilot.measure(pilot.threshold_of_error(error)).head_bytes
+    except UserError:
+        return 2.0 * pilot.head.size
 
 
 def encode_speed(size: int) -> float:
