@@ -46,11 +46,16 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Slow tests first: of several processes none is left with a long file while the others have nothing."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+
+
 @pytest.fixture(scope="session")
 def ray_session() -> Iterator[None]:
     """One Ray for all tests of the session: 4 CPUs and 2 GPUs that are only counted, never used.
 
-    Tests that use it are marked `xdist_group("ray")`, so that one of several test processes runs them all.
+    Where several processes share the tests, it is one for each that gets a file with such tests.
     """
     os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")  # loopback; read when Ray is imported
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")

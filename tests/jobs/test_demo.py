@@ -182,7 +182,6 @@ def test_it_never_kills_itself(job: LabelJob) -> None:
     assert timeline.kill is None
 
 
-@pytest.mark.xdist_group("ray")
 @pytest.mark.slow
 def test_the_text_leg_survives_its_kill_and_the_next_run_keeps_the_teacher(
     tmp_path: Path, ray_session: None

@@ -34,9 +34,6 @@ Whole = Callable[[Store], None]
 POISON = {"0005.txt": "w1 w2 w3 poison w4"}
 
 
-pytestmark = pytest.mark.xdist_group("ray")
-
-
 @pytest.fixture(params=["local", "ray"])
 def engine(request: pytest.FixtureRequest) -> Engine:
     return Local() if request.param == "local" else ray_engine(request)

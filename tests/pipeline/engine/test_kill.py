@@ -167,7 +167,6 @@ def test_a_local_run_killed_at_random_moments_goes_on_and_ends_as_if_nothing_had
         as_uninterrupted(store)
 
 
-@pytest.mark.xdist_group("ray")
 def test_replicas_killed_at_random_moments_lose_nothing(
     job_of: Callable[..., LabelJob],
     as_uninterrupted: Callable[[Store], None],
