@@ -61,9 +61,9 @@ def plan(
       decant plan job.yaml --budget 12B/token --plot pilot.svg
 
     With --budget or --error a pilot labels a few thousand targets in memory and says what threshold to take
-    and what it keeps: entries stored, the share of the probability stored exactly (head mass), the squared
-    error and the angle of the student's gradient against full distributions, and how much probability is in
-    the wrong place on average, which more data does not mend (misplaced).
+    and what it keeps: entries stored, the share of the probability kept and not sampled (head mass), the
+    squared error and the angle of the student's gradient against full distributions, and how much
+    probability is in the wrong place on average, which more data does not mend (misplaced).
 
     Next: decant label job.yaml
     """

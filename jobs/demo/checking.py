@@ -167,7 +167,7 @@ def _sizes(result: StoreResult) -> Table:
             f"top {k}: ids, float16 values, the tail's mass (biased by what it drops)", f"{value:,.0f}"
         )
     table.add_row(
-        f"threshold {codec['threshold']}: {entries:.1f} entries, {mass:.0%} of the mass exact, the rest "
+        f"threshold {codec['threshold']}: {entries:.1f} entries, {mass:.0%} of the mass kept, the rest "
         "sampled: unbiased",
         f"[bold green]{cost.shards:.1f}[/]",
     )

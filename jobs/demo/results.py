@@ -178,7 +178,7 @@ class StoreResult(Config):
     """Mean number of stored (id, value) entries of a target; None for a dense codec."""
 
     captured_mass: float | None
-    """Mean probability of the entries that are kept exactly."""
+    """Mean probability of the entries that are kept, not drawn."""
 
     entropy_mean: float
     """Mean entropy of the teacher's distributions, nats."""

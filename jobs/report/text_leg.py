@@ -133,7 +133,7 @@ def _cost(leg: TextLeg) -> str:
         text += f" A distribution has {store.entries_per_target:.1f} entries on average."
     if store.captured_mass is not None:
         text += (
-            f" Those that are kept exactly hold {100 * store.captured_mass:.1f} % of its probability; "
+            f" Those that are kept hold {100 * store.captured_mass:.1f} % of its probability; "
             "the rest is drawn, so that no token's expectation is off."
         )
     return "".join(
