@@ -503,8 +503,8 @@ def test_a_thousand_rows_are_drawn_only_where_one_looks(
     page.locator("#search").fill("row 0777")
     assert page.locator("#count").inner_text() == "1 of 1,000 rows"
     assert page.locator("article:visible").count() == 1
-    assert page.locator("article:visible .t").first.is_visible()
     until(page, "document.querySelectorAll('article.filled').length === 1")
+    assert page.locator("article:visible .t").first.is_visible()
     page.locator("#search").fill("file7")
     assert page.locator("#count").inner_text() == "110 of 1,000 rows"
     until(page, "document.querySelectorAll('article.filled').length > 3")
