@@ -40,8 +40,7 @@ systematic draws (Madow, 1949) reach it with a fixed n, since the hits of one cl
 than one. This codec is that optimum, but that n is rounded up to an integer so that the sum is exact. One
 lambda for all targets is what the least total variance at a given total number of entries asks for. The
 values' rounding adds a relative standard deviation of at most half a step (2.6 % at lambda = 0.02) to a head
-class, and at most lambda/32 to the tail's mass: beside the draws' own variance, about lambda R, next to
-nothing (docs/codecs.md has it measured).
+class, and at most lambda/32 to the tail's mass. The draws' own variance is about lambda R.
 
 On disk, ids are ascending within the head (behind the likeliest) and within the tail, and stored as gaps: see
 `gaps`. docs/codecs.md has what else was tried.
