@@ -79,14 +79,7 @@ class Rows:
         for item in spec.inputs:
             arrays = [part.inputs[item.name] for part in parts]
             ragged = [array for array in arrays if isinstance(array, Ragged)]
-            inputs[item.name] = (
-                Ragged(
-                    np.concatenate([array.values for array in ragged]),
-                    offsets_of(np.concatenate([array.lengths for array in ragged])),
-                )
-                if ragged
-                else np.concatenate(arrays)  # type: ignore[arg-type]
-            )
+            inputs[item.name] = Ragged.concatenate(ragged) if ragged else np.concatenate(arrays)  # type: ignore[arg-type]
         return cls(
             spec=spec,
             keys=[key for part in parts for key in part.keys],

@@ -20,11 +20,11 @@ LARGEST = 2**32 - 1
 """Gap that can be written."""
 
 _CODES = 8 * 30
-_BITS = np.maximum(np.arange(256) // 8 - 1, 0).astype(np.uint8)
+_NUMBERS = np.arange(_CODES)
+_BITS = np.maximum(_NUMBERS // 8 - 1, 0)
 """Plain bits behind a code."""
-_MASKS = (1 << _BITS.astype(np.uint64)) - 1
-_NUMBERS = np.arange(256, dtype=np.uint64)
-_BASES = np.where(_NUMBERS < 8, _NUMBERS, (8 + _NUMBERS % 8) << _BITS.astype(np.uint64))
+_MASKS = ((1 << _BITS) - 1).astype(np.uint32)
+_BASES = np.where(_NUMBERS < 8, _NUMBERS, (8 + _NUMBERS % 8) << _BITS).astype(np.uint32)
 _WINDOWS = {"<u4": 8 * 26, "<u8": _CODES}
 """Words that hold the plain bits of all codes below, wherever in the first byte these begin."""
 
@@ -36,7 +36,7 @@ def encode(gaps: Ints, bounds: Ints) -> tuple[Codes, Ragged]:
     """
     left = np.maximum(np.frexp(gaps.astype(np.float64))[1].astype(np.int64) - 4, 0)
     codes = np.where(gaps < 8, gaps, 8 * (left + 1) + ((gaps >> left) & 7)).astype(np.uint8)
-    starts, offsets = _places(codes, bounds)
+    starts, offsets = _places(_BITS[codes], bounds)
     size = int(offsets[-1])
     filled = np.zeros(size + 8)
     shifted = (gaps & ((1 << left) - 1)) << (starts & 7)
@@ -48,32 +48,36 @@ def encode(gaps: Ints, bounds: Ints) -> tuple[Codes, Ragged]:
     return codes, Ragged(filled[:size].astype(np.uint8), offsets)
 
 
-def decode(codes: Codes, bits: Ragged, bounds: Ints) -> npt.NDArray[np.unsignedinteger]:
-    """The gaps again, [E], as uint32 if none is of more than 28 bits, else as uint64.
+def decode(codes: Codes, bits: Ragged, bounds: Ints) -> npt.NDArray[np.uint32]:
+    """The gaps again, [E].
 
     Raises ValueError when the bits are not as many as the codes ask for.
     """
     largest = int(codes.max()) if len(codes) else 0
     if largest >= _CODES:
         raise ValueError("a code is none")
-    starts, offsets = _places(codes, bounds)
+    index = codes.astype(np.intp)  # by bytes, NumPy would gather at a third of the speed
+    starts, offsets = _places(_BITS[index], bounds)
     if not np.array_equal(offsets, bits.offsets):
         raise ValueError("the bits are not as many as the codes ask for")
     word = next(word for word, below in _WINDOWS.items() if largest < below)
     padded = np.concatenate([bits.values, np.zeros(8, np.uint8)])
-    # Of every byte on, the word from there: an overlapping view, not a copy.
-    words: npt.NDArray[np.unsignedinteger] = np.ndarray((len(bits.values) + 1,), word, padded, strides=(1,))
+    # Of every byte on, the word from there: an overlapping view, copied, for a gather from it is slow.
+    words = np.ascontiguousarray(np.ndarray((len(bits.values) + 1,), word, padded, strides=(1,)))
     found: npt.NDArray[np.unsignedinteger] = words[starts >> 3]
     found >>= (starts & 7).astype(word)
-    found &= _MASKS.astype(word)[codes]
-    found += _BASES.astype(word)[codes]
-    return found
+    plain = found.astype(np.uint32, copy=False)
+    plain &= _MASKS[index]
+    plain += _BASES[index]
+    return plain
 
 
-def _places(codes: Codes, bounds: Ints) -> tuple[Ints, Ints]:
-    """Where each gap's bits start, and each row's bytes, when every row begins with a byte."""
-    left = _BITS[codes]
-    ends = np.cumsum(left, dtype=np.int64)
+def _places(left: Ints, bounds: Ints) -> tuple[Ints, Ints]:
+    """Where the plain bits of each gap start, and each row's bytes, when every row begins with a byte.
+
+    left: plain bits of each gap, [E].
+    """
+    ends = np.cumsum(left)
     at = np.concatenate([np.zeros(1, np.int64), ends])[bounds]
     offsets = offsets_of((np.diff(at) + 7) // 8)
     ends -= left

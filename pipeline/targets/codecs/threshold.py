@@ -49,7 +49,7 @@ On disk, ids are ascending within the head (behind the likeliest) and within the
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -87,6 +87,9 @@ BLOCK = 32
 
 CHUNK = 2**15
 """Entries unpacked at a time, or those of one row."""
+
+TARGETS = 2**12
+"""Targets decoded at a time."""
 
 
 @dataclass(frozen=True)
@@ -193,13 +196,16 @@ class Threshold(Codec):
             stop = max(row + 1, int(np.searchsorted(entries[bounds], entries[bounds[row]] + CHUNK)))
             stop = min(stop, len(counts))
             some = slice(int(bounds[row]), int(bounds[stop]))
-            part = {
-                name: (stored[f"{name}_codes"].slice(row, stop), stored[f"{name}_bits"].slice(row, stop))
-                for name in ("head", "tail")
-            }
-            ids[entries[some.start] : entries[some.stop]] = _ids(
-                part, count[some].astype(np.int64), head_count[some].astype(np.int64), size
+            codes, bits = (
+                [stored[f"{part}_{what}"].slice(row, stop) for part in ("head", "tail")]
+                for what in ("codes", "bits")
             )
+            try:
+                ids[entries[some.start] : entries[some.stop]] = _ids(
+                    codes, bits, count[some].astype(np.int64), head_count[some].astype(np.int64), size
+                )
+            except ValueError as error:
+                raise ValueError(f"head_codes and tail_codes: {error}") from error
             row = stop
         return {"count": count, "head_count": head_count, "ids": ids, "values": values}
 
@@ -365,22 +371,35 @@ class Threshold(Codec):
     def decode(self, encoded: Encoded, size: int) -> SparseTargets:
         """See `SparseTargets`."""
         heads, counts = encoded["head_count"].astype(np.int64), encoded["count"].astype(np.int64)
-        offsets, firsts = offsets_of(counts), offsets_of(heads)[:-1]
-        tails, has_head = counts - heads, heads > 0
-        left = np.ones(len(heads))
-        left[has_head] = self._left(encoded, firsts[has_head], tails[has_head])
-        values = self._grid()[encoded["values"]]
-        if len(likeliest := firsts[has_head]):
-            values[likeliest] = 0.0
-            values[likeliest] = 1.0 - left[has_head] - np.add.reduceat(values, likeliest)
-        weights = np.repeat((left / np.maximum(tails, 1)).astype(np.float32), counts)
-        weights[ranges(offsets[:-1], heads)] = values
+        offsets, firsts = offsets_of(counts), offsets_of(heads)
+        weights, grid = np.empty(int(offsets[-1]), dtype=np.float32), self._grid()
+        for start in range(0, len(counts), TARGETS):
+            stop = min(start + TARGETS, len(counts))
+            some = slice(start, stop)
+            values = encoded["values"][firsts[start] : firsts[stop]]
+            weights[offsets[start] : offsets[stop]] = self._weights(values, counts[some], heads[some], grid)
         return SparseTargets(encoded["ids"].astype(np.int64), weights, offsets, heads, size)
 
-    def _left(self, encoded: Encoded, likeliest: Array, tails: Array) -> Array:
-        """The tail's mass of targets with a head, whose likeliest has its value there; float64."""
-        parts = PARTS * (tails - 1) + encoded["values"][likeliest] + 1
-        return np.where(tails > 0, parts * (self.threshold / PARTS), 0.0)
+    def _weights(
+        self, stored: Array, counts: npt.NDArray[np.int64], heads: npt.NDArray[np.int64], grid: Array
+    ) -> npt.NDArray[np.float32]:
+        """Of some targets' entries. stored: their values."""
+        tails, left = counts - heads, self._left(stored, counts, heads)
+        values = grid[stored.astype(np.intp)]
+        if len(likeliest := offsets_of(heads)[:-1][heads > 0]):
+            values[likeliest] = 0.0
+            values[likeliest] = 1.0 - left[heads > 0] - np.add.reduceat(values, likeliest)
+        weights = np.repeat((left / np.maximum(tails, 1)).astype(np.float32), counts)
+        weights[ranges(offsets_of(counts)[:-1], heads)] = values
+        return weights
+
+    def _left(
+        self, values: Array, counts: npt.NDArray[np.int64], heads: npt.NDArray[np.int64]
+    ) -> npt.NDArray[np.float64]:
+        """The tail's mass of each target, float64 [N]: its likeliest class says, without a head it is 1."""
+        tails = counts - heads
+        parts = PARTS * (tails - 1) + np.append(values, 0)[offsets_of(heads)[:-1]] + 1
+        return np.where(heads == 0, 1.0, np.where(tails > 0, parts * (self.threshold / PARTS), 0.0))
 
     def statistics(self, encoded: Encoded, size: int) -> dict[str, float]:
         """entries: stored ids; captured_mass: the head's probability; payload_bytes per target."""
@@ -388,45 +407,36 @@ class Threshold(Codec):
         if n == 0:
             return {"entries": 0.0, "captured_mass": 0.0, "payload_bytes": 0.0}
         heads, counts = encoded["head_count"].astype(np.int64), encoded["count"].astype(np.int64)
-        has_head = heads > 0
-        left = self._left(encoded, offsets_of(heads)[:-1][has_head], (counts - heads)[has_head])
         return {
             "entries": len(encoded["ids"]) / n,
-            "captured_mass": float(has_head.sum() - left.sum()) / n,
+            "captured_mass": 1 - float(self._left(encoded["values"], counts, heads).mean()),
             "payload_bytes": sum(array.nbytes for array in encoded.values()) / n,
         }
 
 
 def _ids(
-    part: Mapping[str, tuple[Ragged, Ragged]],
+    codes: Sequence[Ragged],
+    bits: Sequence[Ragged],
     counts: npt.NDArray[np.int64],
     heads: npt.NDArray[np.int64],
     size: int,
-) -> npt.NDArray[np.int64]:
-    """The ids of some targets, head and tail of each together. part: codes and bits by "head" and "tail"."""
-    first = offsets_of(counts)[:-1]
-    ids = np.empty(int(counts.sum()), dtype=np.int64)
-    in_tail = np.ones(len(ids), dtype=np.bool_)
-    in_tail[ranges(first, heads)] = False
-    for name, lengths, mine in (("head", heads, ~in_tail), ("tail", counts - heads, in_tail)):
-        codes, bits = part[name]
-        try:
-            steps = gaps.decode(codes.values, bits, codes.offsets).astype(np.int64)
-        except ValueError as error:
-            raise ValueError(f"{name}_codes: {error}") from error
-        begins = offsets_of(lengths)[:-1]
-        if name == "head":
-            # The others count from 0: take back the likeliest.
-            likeliest = begins[lengths > 1]
-            steps[likeliest + 1] -= steps[likeliest]
-        # One running sum over all targets: each begins by taking back the one before.
-        begins = begins[lengths > 0]
-        if len(begins):
-            steps[begins[1:]] -= np.add.reduceat(steps, begins)[:-1]
-        found = np.cumsum(steps, out=steps)
-        if len(found) and int(found.max()) >= size:
-            raise ValueError(f"{name}_codes: a class is beyond the {size} of the head")
-        ids[mine] = found
+) -> npt.NDArray[np.uint32]:
+    """The ids of some targets, head and tail of each together. codes, bits: of the head, of the tail."""
+    both, lengths = Ragged.concatenate(codes), np.concatenate([heads, counts - heads])
+    found = gaps.decode(both.values, Ragged.concatenate(bits), both.offsets)
+    # The head's others count from 0: take back the likeliest.
+    likeliest = offsets_of(heads)[:-1][heads > 1]
+    found[likeliest + 1] -= found[likeliest]
+    # One running sum over all, modulo 2**32, from which each takes back what was before it.
+    np.cumsum(found, out=found)
+    before = np.concatenate([np.zeros(1, np.uint32), found])[offsets_of(lengths)[:-1]]
+    found -= np.repeat(before, lengths)
+    if len(found) and int(found.max()) >= size:
+        raise ValueError(f"a class is beyond the {size} of the head")
+    ids, in_tail = np.empty_like(found), np.ones(len(found), dtype=np.bool_)
+    head = ranges(offsets_of(counts)[:-1], heads)
+    in_tail[head] = False
+    ids[head], ids[np.flatnonzero(in_tail)] = found[: len(head)], found[len(head) :]
     return ids
 
 
