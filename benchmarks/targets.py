@@ -1,4 +1,4 @@
-"""What a codec's bytes buy on real teachers: squared error, angle and bias of the student's gradient.
+"""What a codec's bytes buy on real teachers: error and bias of targets, gradients of a step, and students.
 
     python -m benchmarks.targets --data ../shared/data --distillkit ../DistillKit
 
@@ -7,6 +7,8 @@ with --data; and one at 151,936 classes whose targets are power laws with the en
 one. Each is asked about a few thousand tokens that it has not seen. Codecs: threshold over lambda, top-k,
 Random Sampling KD, and, with a checkout of DistillKit, its own compressor. The figures are of the head's
 columns alone; RS-KD is counted at the 3 bytes a unique token of its paper, DistillKit by its arrays.
+Gradients are those of a small student of a real teacher (`benchmarks.gradients`), students those of the
+demo's teacher (`benchmarks.students`).
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ import json
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from statistics import median
@@ -25,93 +27,55 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from matplotlib.figure import Figure
 
+from benchmarks import drawing
+from benchmarks.gradients import Turns
+from benchmarks.peers import DISTILLKIT, DistillKit, rskd_bytes
 from benchmarks.record import RESULTS, record
-from benchmarks.teachers import Material, code, novels, power_laws
+from benchmarks.students import HARD, compare
+from benchmarks.teachers import Material, code, label, novels, power_laws
 from pipeline.fidelity import Fidelity
-from pipeline.job import LabelJob
 from pipeline.pilot import Pilot
 from pipeline.statistics import distribution
 from pipeline.targets.codecs import Codec, Dense, Sampled, Threshold, TopK
-from pipeline.targets.decoded import DenseTargets, TopKTargets
+from pipeline.targets.decoded import DenseTargets
 from pipeline.targets.errors import UserError
-from pipeline.targets.store import Store
 from student.targets import to_torch
+
+Curves = dict[str, list[dict[str, float]]]
 
 THRESHOLDS = (0.3, 0.15, 0.08, 0.04, 0.02, 0.01, 0.005, 0.002)
 KS = (1, 3, 8, 16, 32, 64, 128)
 DRAWS = (22, 50, 100)
-RSKD_BYTES = 3
-"""Of one unique token: 17 bits of id, 7 of count."""
-
-RECOMMENDED = {"k": 128, "exact_k": 16, "polynomial_terms": [0, 1, 2, 3, 4, "sqrt"]}
-DISTILLKIT: dict[str, dict[str, Any]] = {
-    "recommended": RECOMMENDED,
-    "recommended, normalize_t": {**RECOMMENDED, "normalize_t": True},
-    "budget": {"k": 50, "exact_k": 1, "polynomial_terms": [0, 1, "sqrt"]},
-}
-"""As its README gives them."""
 
 
-def pilot_of(material: Material, targets: int) -> Pilot:
-    """The teacher's answers to texts it has not seen."""
-    return Pilot(
-        LabelJob.model_validate(
-            {
-                "corpus": {
-                    "kind": "text",
-                    "urls": [str(path) for path in material.unseen],
-                    "unit_bytes": 2**16,
-                },
-                "views": {"kind": "token_windows", "tokenizer": str(material.tokenizer), "length": 256},
-                "teacher": material.teacher,
-                "store": {"url": "/nowhere", "heads": {"logits": {"kind": "threshold"}}},
-            }
-        ),
-        targets,
-    )
+def curves_of(material: Material, pilot: Pilot, peers: bool) -> Curves:
+    """Points of all codecs, each with its bytes and what it keeps. peers: whether DistillKit is at hand."""
+    turns = Turns(material, pilot) if material.real else None
 
-
-def curve(pilot: Pilot, codecs: list[Codec]) -> Iterator[dict[str, float]]:
-    """Points of our codecs."""
-    for codec in codecs:
+    def ours(codec: Codec) -> dict[str, float]:
         point = pilot.measure(codec)
-        size = RSKD_BYTES * point.entries if isinstance(codec, Sampled) else point.head_bytes
-        if isinstance(codec, Sampled):
-            yield {"draws": codec.draws, **_figures(size, point.fidelity), "entries": point.entries}
-        else:
-            (parameter,) = [value for name, value in codec.to_json().items() if name in ("threshold", "k")]
-            yield {"parameter": parameter, **_figures(size, point.fidelity), "entries": point.entries}
+        size = rskd_bytes(point) if isinstance(codec, Sampled) else point.head_bytes
+        turn = turns.of(codec) if turns else {}
+        return {"bytes": size, "entries": point.entries, **_kept(point.fidelity), **turn}
+
+    curves = {
+        "threshold": [{"parameter": value, **ours(Threshold(value))} for value in THRESHOLDS],
+        "top-k": [{"parameter": k, **ours(TopK(k))} for k in KS],
+        "RS-KD": [{"parameter": draws, **ours(Sampled(draws))} for draws in DRAWS],
+    }
+    for name, settings in DISTILLKIT.items() if peers else ():
+        theirs = DistillKit(pilot.head.size, settings)
+        kept = _kept(pilot.compare(theirs))
+        turn = turns.of_function(theirs) if turns else {}
+        curves[f"DistillKit {name}"] = [{"bytes": theirs.bytes, **kept, **turn}]
+    if turns:
+        curves[HARD] = [{"bytes": 0.0, **turns.of_labels()}]
+    return curves
 
 
-def _figures(size: float, fidelity: Fidelity) -> dict[str, float]:
-    return {"bytes": size, **{name: value for name, value in asdict(fidelity).items() if name != "targets"}}
-
-
-def distillkit(pilot: Pilot, settings: dict[str, Any]) -> dict[str, float]:
-    """Its own compressor, there and back."""
-    from distillkit.compression import (  # type: ignore[import-not-found]
-        DistributionQuantizationConfig,
-        LogprobCompressor,
-    )
-
-    fixed = {"exact_dtype": "bfloat16", "term_dtype": "float32", "residual_bins": [], "delta_encoding": False}
-    config = DistributionQuantizationConfig(d=pilot.head.size, **fixed, **settings)
-    compressor = LogprobCompressor(config)
-    sizes = []
-
-    def there_and_back(logits: torch.Tensor) -> TopKTargets:
-        stored = compressor.compress(torch.log_softmax(logits, dim=-1))
-        sizes.append(sum(array.nbytes for array in stored.values()) / len(logits))
-        ids, log_probs = compressor.decompress_to_sparse(stored)
-        log_probs = log_probs.double().clamp(max=0)
-        left = (1 - log_probs.exp().sum(dim=-1, keepdim=True)).clamp(min=0)
-        return TopKTargets(
-            ids.long().numpy(), log_probs.float().numpy(), (1.0,), left.log().float().numpy(), pilot.head.size
-        )
-
-    return _figures(0.0, pilot.compare(there_and_back)) | {"bytes": float(np.mean(sizes))}
+def _kept(fidelity: Fidelity) -> dict[str, float]:
+    return {name: value for name, value in asdict(fidelity).items() if name != "targets"}
 
 
 def entropies(pilot: Pilot) -> npt.NDArray[np.float64]:
@@ -128,6 +92,30 @@ def bytes_at(pilot: Pilot, error: float) -> float:
         return pilot.measure(pilot.threshold_of_error(error)).head_bytes
     except UserError:
         return 2.0 * pilot.head.size
+
+
+def bytes_at_step_error(points: list[dict[str, float]], error: float) -> float:
+    """Bytes at which threshold turns a step's gradient so far: between points straight on log axes."""
+    rising = sorted(points, key=lambda point: point["step_error"])
+    known = np.log([[point["step_error"], point["bytes"]] for point in rising])
+    return float(np.exp(np.interp(np.log(error), known[:, 0], known[:, 1])))
+
+
+def compared(material: Material, pilot: Pilot, curves: Curves) -> dict[str, float]:
+    """Threshold's bytes over the peers', at equal error of single targets, and of a step's gradient."""
+    peers = {"rskd50": curves["RS-KD"][DRAWS.index(50)]}
+    peers |= {
+        f"distillkit {name}": curves[f"DistillKit {name}"][0]
+        for name in DISTILLKIT
+        if f"DistillKit {name}" in curves
+    }
+    found = {}
+    for name, peer in peers.items():
+        found[f"{material.name}.bytes_vs_{name}"] = bytes_at(pilot, peer["error"]) / peer["bytes"]
+        if material.real:
+            size = bytes_at_step_error(curves["threshold"], peer["step_error"])
+            found[f"{material.name}.bytes_at_step_vs_{name}"] = size / peer["bytes"]
+    return found
 
 
 def encode_speed(size: int) -> float:
@@ -153,48 +141,22 @@ def _seconds(work: Callable[[], object]) -> float:
     return time.perf_counter() - begun
 
 
-def decode_speed(pilot: Pilot, codec: Threshold) -> float:
-    """Targets a second and core, from a shard's file to torch tensors; tokens and keys are read too."""
-    rows = pilot.rows(codec)
+def decode_speed(material: Material) -> float:
+    """Targets a second and core, from a shard on disk to torch tensors; tokens and keys are read too."""
     with tempfile.TemporaryDirectory() as folder:
-        store = Store.create(f"{folder}/store", rows.spec)
-        with store.writer("00" * 16) as writer:
-            for _ in range(max(1, 500_000 // pilot.targets)):
-                writer.write(rows)
-            commit = writer.commit(
-                records=1, statistics={}, histograms={}, started=0.0, forward_seconds=0.0, device=""
-            )
+        store = label(material.job(Path(folder) / "store", Threshold(0.1), 2**24, at_least=500_000))
+        commits = list(store.commits())
         best = 0.0
-        for _ in range(5):
+        for _ in range(7):
             begun = time.perf_counter()
-            for part in store.read(commit):
-                to_torch(part.decode("logits"))
-            best = max(best, commit.targets / (time.perf_counter() - begun))
+            for commit in commits:
+                for part in store.read(commit):
+                    to_torch(part.decode("logits"))
+            best = max(best, sum(commit.targets for commit in commits) / (time.perf_counter() - begun))
         return best
 
 
-def draw(name: str, curves: dict[str, list[dict[str, float]]]) -> None:
-    """Error, angle and misplaced probability over bytes."""
-    figure = Figure(figsize=(13, 4.2), layout="constrained")
-    figure.suptitle(name)
-    axes = figure.subplots(1, 3)
-    for label, points in curves.items():
-        for axis, key in zip(axes, ("error", "angle", "calibration"), strict=True):
-            axis.plot([p["bytes"] for p in points], [p[key] for p in points], marker="o", label=label)
-    titles = (
-        "squared error of the gradient",
-        "angle to the dense gradient, degrees",
-        "misplaced probability",
-    )
-    for axis, title in zip(axes, titles, strict=True):
-        axis.set(xscale="log", yscale="log", xlabel="bytes per target", title=title)
-        axis.grid(alpha=0.3, which="both")
-    axes[0].legend(fontsize=8)
-    figure.savefig(RESULTS / f"targets-{name}.svg")
-
-
-def main() -> None:
-    """Measure, draw, print, record."""
+def parsed() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -205,7 +167,14 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=75.0, help="of training the demo's teacher")
     parser.add_argument("--novels-seconds", type=float, default=1800.0, help="of training that of novels")
     parser.add_argument("--distillkit", type=Path, help="a checkout of DistillKit, to measure against")
-    arguments = parser.parse_args()
+    parser.add_argument("--seeds", type=int, default=3, help="of each codec's students; 0 trains none")
+    parser.add_argument("--steps", type=int, default=800, help="of a student")
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Measure, draw, print, record."""
+    arguments = parsed()
     torch.set_num_threads(arguments.threads)
     if arguments.distillkit is not None:
         sys.path.append(str(arguments.distillkit))
@@ -214,32 +183,26 @@ def main() -> None:
         materials.append(novels(arguments.data, arguments.cache, arguments.novels_seconds))
     found: dict[str, Any] = {}
     figures: dict[str, Any] = {}
-    real = pilot_of(materials[-1], arguments.targets)
-    materials.append(power_laws(arguments.cache, materials[-1], entropies(real)))
+    seen = np.zeros(0)
     for material in materials:
-        pilot = pilot_of(material, arguments.targets)
-        curves: dict[str, list[dict[str, float]]] = {
-            "threshold": list(curve(pilot, [Threshold(threshold) for threshold in THRESHOLDS])),
-            "top-k": list(curve(pilot, [TopK(k) for k in KS])),
-            "RS-KD": list(curve(pilot, [Sampled(draws) for draws in DRAWS])),
-        }
-        rskd = curves["RS-KD"][DRAWS.index(50)]
-        figures[f"{material.name}.bytes_vs_rskd50"] = bytes_at(pilot, rskd["error"]) / rskd["bytes"]
-        if arguments.distillkit is not None:
-            for name, settings in DISTILLKIT.items():
-                theirs = distillkit(pilot, settings)
-                curves[f"DistillKit {name}"] = [theirs]
-                figures[f"{material.name}.bytes_vs_distillkit {name}"] = (
-                    bytes_at(pilot, theirs["error"]) / theirs["bytes"]
+        pilot = material.pilot(arguments.targets)
+        found[material.name] = curves_of(material, pilot, peers=arguments.distillkit is not None)
+        new = compared(material, pilot, found[material.name])
+        if material.real:
+            seen = entropies(pilot)
+            new[f"{material.name}.decode_tokens_per_second"] = round(decode_speed(material))
+        if material is materials[0] and arguments.seeds:
+            with tempfile.TemporaryDirectory() as folder:
+                told = compare(
+                    material, pilot, Path(folder), arguments.seeds, arguments.steps, arguments.threads
                 )
-        draw(material.name, curves)
-        found[material.name] = curves
-        figures[f"{material.name}.decode_tokens_per_second"] = round(decode_speed(pilot, Threshold(0.1)))
-        print(
-            material.name,
-            json.dumps({k: v for k, v in figures.items() if k.startswith(material.name)}),
-            flush=True,
-        )
+            found["students"] = told
+            drawing.students(told)
+        drawing.curves(material.name, found[material.name])
+        figures |= new
+        print(json.dumps(new), flush=True)
+        if material is materials[-1] and material.real:
+            materials.append(power_laws(arguments.cache, material, seen))
     (RESULTS / "targets-curves.json").write_text(json.dumps(found, indent=1) + "\n")
     encode = {f"encode_over_topk64.{size}": encode_speed(size) for size in (2048, 50257, 151936)}
 
@@ -253,10 +216,17 @@ def main() -> None:
             "bytes_vs_distillkit_at_equal_error": max(
                 all_of("bytes_vs_distillkit recommended"), default=None
             ),
+            "bytes_vs_rskd50_at_equal_step_error": max(all_of("bytes_at_step_vs_rskd50")),
+            "bytes_vs_distillkit_at_equal_step_error": max(
+                all_of("bytes_at_step_vs_distillkit recommended"), default=None
+            ),
             "encode_over_topk64": min(encode.values()),
             "decode_tokens_per_second": min(all_of("decode_tokens_per_second")),
             **figures,
             **encode,
+            "students": {
+                name: [told["mean"], told["deviation"]] for name, told in found.get("students", {}).items()
+            },
             "targets": arguments.targets,
             "threads": arguments.threads,
         },

@@ -5,8 +5,11 @@ The demo's own (Python sources, 2,048 tokens), and one of English novels with GP
 
 from __future__ import annotations
 
+import itertools
+import math
 import sys
 import tarfile
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +21,12 @@ from tokenizers import Tokenizer
 from tokenizers.implementations import ByteLevelBPETokenizer
 
 from jobs.demo import sources, teacher
+from pipeline.engine.local import Local
+from pipeline.job import LabelJob
+from pipeline.pilot import Pilot
+from pipeline.prepare import prepare
+from pipeline.targets.codecs import Codec, Threshold
+from pipeline.targets.store import Store
 
 HELD_OUT = 10
 """Novels, the last by name, that the teacher is not trained on."""
@@ -28,12 +37,40 @@ LARGE = 151_936
 
 @dataclass(frozen=True)
 class Material:
-    """A teacher, as a job names it, its tokenizer's folder, and texts that it has not seen."""
+    """A teacher, as a job names it, its tokenizer's folder, and texts that it has not seen.
+
+    real: whether it is a model that has learned from such texts.
+    """
 
     name: str
     teacher: dict[str, Any]
     tokenizer: Path
     unseen: list[Path]
+    real: bool = True
+
+    def job(self, store: Path, codec: Codec, unit_bytes: int = 2**16, at_least: float = math.inf) -> LabelJob:
+        """Labels the texts, or as many of them as have so many bytes."""
+        before = itertools.accumulate((path.stat().st_size for path in self.unseen), initial=0)
+        urls = [str(path) for path, size in zip(self.unseen, before, strict=False) if size < at_least]
+        return LabelJob.model_validate(
+            {
+                "corpus": {"kind": "text", "urls": urls, "unit_bytes": unit_bytes},
+                "views": {"kind": "token_windows", "tokenizer": str(self.tokenizer), "length": 256},
+                "teacher": self.teacher,
+                "store": {"url": str(store), "heads": {"logits": codec.to_json()}},
+            }
+        )
+
+    def pilot(self, targets: int) -> Pilot:
+        """The teacher's answers to so many targets of the texts."""
+        return Pilot(self.job(Path("nowhere"), Threshold()), targets)
+
+
+def label(job: LabelJob) -> Store:
+    """The finished store."""
+    for _ in Local().run(job, prepare(job).pending(), threading.Event()):
+        pass
+    return Store.open(job.store.url)
 
 
 def novels(data: Path, cache: Path, seconds: float) -> Material:
@@ -82,7 +119,7 @@ def power_laws(cache: Path, real: Material, entropies: npt.NDArray[np.float64]) 
         "heads": {"logits": LARGE},
         "positions": "next_token",
     }
-    return Material("power-laws", teacher, real.tokenizer, real.unseen)
+    return Material("power-laws", teacher, real.tokenizer, real.unseen, real=False)
 
 
 class PowerLaws(torch.nn.Module):
