@@ -14,6 +14,7 @@ from pipeline.job import LabelJob
 from pipeline.label import Labeller
 from pipeline.merge import merge
 from pipeline.prepare import prepare
+from pipeline.targets import convert as conversion
 from pipeline.targets.decoded import DenseTargets, SparseTargets
 from pipeline.targets.errors import SpecMismatch
 from pipeline.targets.rows import Ragged, Rows
@@ -76,6 +77,30 @@ def test_a_join_has_every_target_of_both_beside_the_same_tokens(
             np.testing.assert_array_equal(joined.heads[f"{name}_logits"][field], array)
     assert done.store.spec.teacher["members"]["b"] == stores["b"].spec.teacher
     assert Store.open(done.store.url).spec.fingerprint == done.store.spec.fingerprint
+
+
+@pytest.mark.parametrize("container", ["parquet", "webdataset", "zarr"])
+@pytest.mark.parametrize("mode", ["join", "average"])
+def test_a_merge_has_the_container_of_its_first_store_unless_another_is_named(
+    pair: Any, tmp_path: Path, container: Any, mode: Any
+) -> None:
+    stores = pair(DENSE, DENSE)
+    sources = dict(stores)
+    if container != "parquet":
+        sources["a"] = conversion.destination(stores["a"], str(tmp_path / "converted"), container)
+        conversion.convert(stores["a"], sources["a"])
+    inherited = merge(str(tmp_path / "one"), sources, mode).store
+    named = merge(str(tmp_path / "two"), stores, mode, container=container).store
+    plain = merge(str(tmp_path / "three"), stores, mode).store
+    wanted = rows_of(plain)
+    for made in (inherited, named):
+        assert Store.open(made.url).spec.container == container
+        assert made.verify().problems == ()
+        rows = rows_of(made)
+        assert rows.keys == wanted.keys
+        for head in wanted.heads:
+            np.testing.assert_array_equal(rows.heads[head]["logits"], wanted.heads[head]["logits"])
+    assert plain.spec.container == "parquet"
 
 
 def test_a_join_of_single_and_token_heads_keeps_the_tokens_counts(make_job: MakeJob, tmp_path: Path) -> None:
