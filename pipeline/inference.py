@@ -7,6 +7,7 @@ logits, it does not know.
 from __future__ import annotations
 
 import ctypes
+import gc
 import os
 import platform
 import threading
@@ -165,6 +166,14 @@ class _Moment:
             return self._clock - start._clock
         self._event.synchronize()
         return float(start._event.elapsed_time(self._event)) / 1000
+
+
+def free_memory() -> None:
+    """Give back what a teacher that was let go took of an accelerator: the next one may need all of it."""
+    import torch
+
+    gc.collect()
+    torch.cuda.empty_cache()  # does nothing in a process that has not used CUDA
 
 
 def _keep_freed_memory() -> None:

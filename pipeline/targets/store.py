@@ -70,6 +70,15 @@ class Store:
         return cls(storage, spec)
 
     @classmethod
+    def exists(cls, url: str, options: Mapping[str, Any] | None = None) -> bool:
+        """Whether there is a store."""
+        try:
+            Storage(url, options).read(SPEC)
+        except FileNotFoundError:
+            return False
+        return True
+
+    @classmethod
     def open(cls, url: str, options: Mapping[str, Any] | None = None) -> Store:
         """Open what is there. Raises UserError if there is no store."""
         storage = Storage(url, options)

@@ -18,7 +18,6 @@ from jobs.inspection import describe_row
 from pipeline.job import LabelJob
 from pipeline.label import Cancelled, Labeller
 from pipeline.prepare import prepare
-from pipeline.targets.codecs.codebooks import train
 from pipeline.targets.errors import CorpusChanged, SpecMismatch, TooManyQuarantined
 from pipeline.targets.ragged import Ragged
 from pipeline.targets.rows import Rows
@@ -259,22 +258,26 @@ class LettersAndShape(torch.nn.Module):
         return {"logits": counts, "embedding": torch.where(counts[:, :1] > 20, torch.nan, vector)}
 
 
-@pytest.mark.parametrize("kept", [{"kind": "embedding", "dtype": "int8"}, {"kind": "embedding"}, "codebooks"])
+@pytest.mark.parametrize(
+    "kept",
+    [
+        {"kind": "embedding", "dtype": "int8"},
+        {"kind": "embedding"},
+        {"kind": "codebooks", "bytes": 8, "pilot": 400},
+    ],
+)
 def test_one_store_holds_classes_and_an_embedding_of_several_views_a_record(
     make_job: MakeJob, monkeypatch: pytest.MonkeyPatch, kept: Any
 ) -> None:
     module = ModuleType("letters")
     module.LettersAndShape = LettersAndShape  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "letters", module)
-    if kept == "codebooks":
-        pilot = np.sin(np.outer(np.arange(300) * 0.7, np.arange(1, 17)))
-        kept = train(pilot, 8, iterations=3).to_json()
     teacher = {
         "kind": "torch",
         "factory": "letters:LettersAndShape",
         "heads": {"logits": 10, "embedding": 16},
     }
-    texts = {f"{i}.txt": " ".join(f"w{(i + j * 7) % 90}" for j in range(100)) for i in range(8)}
+    texts = {f"{i}.txt": " ".join(f"w{(i + j * 7) % 90}" for j in range(100)) for i in range(120)}
     texts["bad.txt"] = " ".join(["w10"] * 31)  # its vector is NaN
     job = make_job(texts, teacher=teacher, heads={"logits": {"kind": "topp", "p": 0.8}, "embedding": kept})
     store = label_all(job)

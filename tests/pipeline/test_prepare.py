@@ -3,12 +3,10 @@
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from pipeline.job import LabelJob
 from pipeline.prepare import prepare
-from pipeline.targets.codecs.codebooks import train
 from pipeline.targets.errors import ConfigError, CorpusChanged, SpecMismatch
 
 MakeJob = Callable[..., LabelJob]
@@ -59,12 +57,6 @@ def test_probabilities_of_an_embedding_are_not_averaged(make_job: MakeJob) -> No
     with pytest.raises(ConfigError, match=r'teacher\.average: the head "logits" .* use "logits"'):
         prepare(make_job(teacher={**ensemble, "average": "probabilities"}, heads=heads))
     prepare(make_job(teacher=ensemble, heads=heads))
-
-
-def test_codebooks_of_another_size_are_refused(make_job: MakeJob) -> None:
-    books = train(np.random.default_rng(0).normal(size=(256, 4)), 2, iterations=1)
-    with pytest.raises(ConfigError, match=r"store\.heads\.logits: .* for 4 features, the head has 128"):
-        prepare(make_job(heads={"logits": books.to_json()}))
 
 
 def test_the_spec_says_in_which_container_the_shards_are(make_job: MakeJob) -> None:
