@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from pipeline.audit.averages import STATISTICS, Averages
-from pipeline.audit.values import DEEPEST, Chunk, Floats, Ints, Noise, compare, entries, softmax
+from pipeline.audit.values import DEEPEST, Chunk, Floats, Noise, compare, entries, softmax
 from pipeline.targets.codecs.base import take, uniforms
 from pipeline.targets.decoded import DenseTargets, SparseTargets, Targets
-from pipeline.targets.plausibility import DISTRIBUTIONS, Shift, ShiftTest, given_of
+from pipeline.targets.plausibility import DISTRIBUTIONS, Shift, ShiftTest, given_of, tokens_of
 from pipeline.targets.rows import Rows
 from pipeline.targets.spec import Head
 from pipeline.teachers.logits import Logits
@@ -52,17 +52,18 @@ class HeadComparison:
         self._honest_fit = 0.0
         self._by_class = np.zeros(head.size)
 
-    def row(self, logits: Logits, start: int, row: Rows, tokens: Ints | None) -> Iterator[Difference]:
+    def row(self, logits: Logits, start: int, row: Rows) -> Iterator[Difference]:
         """Compare one row: what differs. Everything else is gathered for the results below.
 
-        logits: a batch's; start: the row's first place in the flattened ones. row: one, as stored.
-        tokens: int64 [n + 1] of a row with n next-token targets. Raises ValueError when what the teacher says
-        now cannot be encoded.
+        logits: a batch's, of the head's classes or more, those beyond being the teacher's padding; start: the
+        row's first place in the flattened ones. row: one, as stored, of n next-token targets with its n + 1
+        tokens. Raises ValueError when what the teacher says now cannot be encoded.
         """
         import torch
 
         head, codec = self.head, self.head.codec
         layout, stored, count = codec.layout(head.size), row.heads[head.name], int(row.counts(head)[0])
+        tokens = tokens_of(row) if head.positions == "next_token" else None
         draws = uniforms(self.seed, head.name, row.keys[0], int(row.view[0]), count, codec.draws)
         given = np.ones(count, dtype=np.bool_) if tokens is None else given_of(row)
         step = max(1, ELEMENTS // head.size)
@@ -71,7 +72,7 @@ class HeadComparison:
             last = min(first + step, count)
             low, high = max(first - 1, 0), min(last + 1, count)  # a neighbour at each side, for the shift
             with torch.inference_mode():
-                wide = logits.rows(torch.arange(start + low, start + high)).float()
+                wide = logits.rows(torch.arange(start + low, start + high)).float()[:, : head.size]
                 values = wide[first - low : last - low]
                 wide = torch.log_softmax(wide, dim=1)
             here = codec.decode(take(stored, layout, np.arange(first, last)), head.size)
