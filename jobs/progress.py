@@ -169,7 +169,7 @@ class Work:
         if not self.total:
             return f"{self.doing}: {self.first}"
         sizes = self.unit == "bytes"
-        show, unit = (size, "") if sizes else (count, f" {self.unit}")
+        show, unit = size if sizes else count, f" {self.unit}" if self.unit and not sizes else ""
         seconds, here = max(time.monotonic() - self.began, 1e-9), self.done - self.before
         rate = f"{show(here / seconds)}/s" if sizes else f"{here / seconds:,.1f}{unit}/s"
         left = duration(seconds / here * max(self.total - self.done, 0) if here else None)

@@ -42,9 +42,12 @@ class HeadComparison:
     """All that is learned of one head, row by row."""
 
     def __init__(self, head: Head, seed: int, noise: Noise, fresh: np.random.Generator) -> None:
-        """seed: of the store; fresh: of the random numbers that p̃ is encoded with."""
+        """seed: of the store; fresh: of the random numbers that p̃ is encoded with.
+
+        misfitting: of the targets that differ, those of an imported store whose likeliest class is right.
+        """
         self.head, self.seed, self.noise = head, seed, noise
-        self.targets = self.differing = self.equal = 0
+        self.targets = self.differing = self.misfitting = self.equal = 0
         self.worst = 0.0
         self.averages = Averages(head.codec, head.size, noise)
         self._fresh = fresh
@@ -86,6 +89,7 @@ class HeadComparison:
                 self.worst, self.equal = max(self.worst, verdict.error), self.equal + verdict.equal
                 if verdict.reason:
                     self.differing += 1
+                    self.misfitting += self.noise.padded and verdict.likeliest <= self.noise.mean
                     yield Difference(first + verdict.at, verdict.reason)
             if isinstance(here, SparseTargets) and given.all():
                 randoms = self._fresh.random((last - first, codec.draws))

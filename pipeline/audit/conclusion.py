@@ -64,8 +64,13 @@ def _symptoms(head: HeadComparison, biases: list[Bias]) -> Iterator[tuple[str, s
             f"where {most.limit:.1f} are allowed",
         )
     if head.differing > 0.5 * head.targets:
+        misfit = head.misfitting > 0.9 * head.differing
+        why = (
+            "their likeliest classes are and others are not, as where an approximation misfits"
+            if misfit
+            else "another teacher, or other weights"
+        )
         yield (
             "values",
-            f"{head.differing} of {head.targets} targets are not what this teacher says: another teacher, or "
-            "other weights",
+            f"{head.differing} of {head.targets} targets are not what this teacher says: {why}",
         )

@@ -37,12 +37,12 @@ Capture = Callable[..., str]
 def capture(model_directory: Path, tmp_path: Path, import_into: Any) -> Capture:
     """Imports a capture of the model on 24 texts, its targets `by` tokens too late: the store's URL."""
 
-    def run(by: int = 0, size: int = 400) -> str:
+    def run(by: int = 0, **changes: Any) -> str:
         import torch
         from tokenizers import Tokenizer
         from transformers import LlamaForCausalLM
 
-        config = {**CONFIG, "d": size}
+        config = {**CONFIG, **changes}
         model = LlamaForCausalLM.from_pretrained(model_directory).eval()
         tokenizer = Tokenizer.from_file(str(model_directory / "tokenizer.json"))
         rows = []
@@ -51,18 +51,16 @@ def capture(model_directory: Path, tmp_path: Path, import_into: Any) -> Capture:
             tokens = tokenizer.encode(text).ids[:48]
             with torch.inference_mode():
                 logits = model(torch.tensor([tokens])).logits[0].double()
-            log_probs = torch.log_softmax(logits, dim=1).numpy()[:, :size]
+            log_probs = torch.log_softmax(logits, dim=1).numpy()[:, : config["d"]]
             values, ids = zip(*(captured(config, row) for row in np.roll(log_probs, by, axis=0)), strict=True)
             rows.append(
                 {"input_ids": tokens, "compressed_logprobs": list(values), "bytepacked_indices": list(ids)}
             )
-        source = tmp_path / f"captured-{by}-{size}"
+        source = tmp_path / "captured"
         source.mkdir()
         write(source / "data_0.parquet", rows)
         compression = Polynomial.model_validate(config)
-        made: Store = import_into(
-            "distillkit", source, store=tmp_path / f"store-{by}-{size}", compression=compression
-        ).store
+        made: Store = import_into("distillkit", source, compression=compression).store
         return made.url
 
     return run
@@ -84,7 +82,7 @@ def test_the_teacher_that_was_captured_passes(capture: Capture, model_directory:
 
 def test_a_head_without_the_models_padding_passes(capture: Capture, model_directory: Path) -> None:
     """A capture knows the tokenizer's size, and the model's logits are often wider."""
-    result = audited(capture(size=396), model_directory)
+    result = audited(capture(d=396), model_directory)
     assert result.findings == (), said(result)
 
 
@@ -94,6 +92,12 @@ def test_a_teacher_with_one_changed_layer_is_found(
     result = audited(capture(), change_a_layer(model_directory, tmp_path / "changed", by=1.0))
     assert "values" in checks(result)
     assert "another teacher, or other weights" in said(result)
+
+
+def test_a_polynomial_that_misfits_is_found_and_called_that(capture: Capture, model_directory: Path) -> None:
+    result = audited(capture(polynomial_terms=[0]), model_directory)
+    assert checks(result) == {"values"}
+    assert "their likeliest classes are and others are not, as where an approximation misfits" in said(result)
 
 
 @pytest.mark.parametrize("by", [-1, 1])
