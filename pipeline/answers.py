@@ -88,16 +88,12 @@ class Answers:
         places = np.unique(np.linspace(0, len(units) - 1, SAMPLED).astype(int))
         # Every second one first: a whole view is asked of each, so that the targets may be there early.
         self._units = [units[place] for place in (*places[::2], *places[1::2])]
-        for number, unit in enumerate(self._units):
-            if progress is not None:
-                progress(self.targets)
-            if (wanted := targets - self.targets) > 0:
-                self._ask(unit, -(-wanted // (len(self._units) - number)))
-        # Small units do not have their share: then of the others too.
-        for unit in (unit for place, unit in enumerate(units) if place not in places):
+        # Small units do not have their share: then the others are asked too.
+        others = [unit for place, unit in enumerate(units) if place not in places]
+        for number, unit in enumerate([*self._units, *others]):
             if (wanted := targets - self.targets) <= 0:
                 break
-            self._ask(unit, wanted)
+            self._ask(unit, -(-wanted // max(len(self._units) - number, 1)), progress or (lambda done: None))
         if not self.targets:
             raise UserError(f"the first {len(units)} units of the corpus have no record with a target")
 
@@ -135,10 +131,11 @@ class Answers:
     def _count(self, length: int) -> int:
         return length - 1 if self.head.positions == "next_token" else 1
 
-    def _ask(self, unit: Unit, wanted: int) -> None:
+    def _ask(self, unit: Unit, wanted: int, progress: Callable[[int], None]) -> None:
         """Answers to the unit's first views, until there are so many targets."""
         most = 1 if self.head.positions == "next_token" else max(1, ELEMENTS // self.head.size)
         before = self.targets
+        progress(before)
         for window in windows(chunks(self._corpus.read(unit), 1), self._renderer, min(most, wanted)):
             if window.items:
                 part = collate(window.items, np.arange(len(window.items)), self._renderer.inputs)
@@ -147,6 +144,7 @@ class Answers:
                     if isinstance(answer, Answer) and self._labelled(answer, self.head.codec) is not None:
                         self._answers.append(answer)
                         self.targets += sum(map(self._count, answer.part.batch.lengths.tolist()))
+            progress(self.targets)
             if self.targets - before >= wanted:
                 return
 

@@ -11,7 +11,7 @@ from pipeline.codebooks import Learned, Progress, books_for
 from pipeline.declaration import NO_BOOKS, specify
 from pipeline.inference import free_memory
 from pipeline.targets.codecs import Codebooks
-from pipeline.targets.errors import PlannedMeanwhile
+from pipeline.targets.errors import PlannedMeanwhile, SpecMismatch
 from pipeline.targets.spec import Spec
 from pipeline.targets.store import Store
 
@@ -31,8 +31,14 @@ def prepare(
     Raises ConfigError, SpecMismatch, CorpusMissing, CorpusChanged, StorageError, TeacherError: whatever is
     wrong with a job shows here, before anything is labelled.
     """
-    spec = declared(job, books_for(job, learned, progress))
-    store = Store.create(job.store.url, spec, job.store.options)
+    books = books_for(job, learned, progress)
+    try:
+        store = Store.create(job.store.url, declared(job, books), job.store.options)
+    except SpecMismatch:
+        if not books:
+            raise
+        # Another driver may have made the store meanwhile, with books that it learned itself: then these.
+        store = Store.create(job.store.url, declared(job, books_for(job)), job.store.options)
     # Without the options: they may hold credentials.
     corpus = job.corpus.model_dump(mode="json", exclude={"options"})
     while True:

@@ -140,9 +140,17 @@ def test_a_job_that_goes_on_takes_the_stores_books(
     )
     again = prepare(grown)
     assert again.spec.fingerprint == store.spec.fingerprint
-    label(grown)
+    label(LabelJob.model_validate_json(grown.model_dump_json()))  # as a replica gets it
     assert sum(commit.rows for commit in again.commits()) == 750
     assert again.verify().problems == ()
+
+
+def test_of_two_drivers_that_begin_at_once_both_have_the_books_of_the_first(make: MakeJob) -> None:
+    first: list[Store] = []
+    second = prepare(make(), lambda found: first.append(prepare(make(pilot=400))))
+    assert first
+    assert books(second) == books(first[0])
+    assert second.spec.fingerprint == first[0].spec.fingerprint
 
 
 def test_they_follow_from_the_job_and_its_seed(make: MakeJob) -> None:
