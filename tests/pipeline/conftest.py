@@ -75,7 +75,7 @@ def make_job(tmp_path: Path) -> JobMaker:
 @pytest.fixture(scope="session")
 def model_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny real llama of random weights, with its tokenizer."""
-    from tiny_llama import make_llama
+    from tests.pipeline.tiny_llama import make_llama
 
     return make_llama(tmp_path_factory.mktemp("llama"))
 
@@ -83,6 +83,6 @@ def model_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def changed_teacher(model_directory: Path, tmp_path: Path) -> Path:
     """The same model but for one layer's matrix, a tenth of which is other numbers."""
-    from tiny_llama import change_a_layer
+    from tests.pipeline.tiny_llama import change_a_layer
 
     return change_a_layer(model_directory, tmp_path / "changed")

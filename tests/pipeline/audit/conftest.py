@@ -7,10 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from audits import CODECS
-from tiny_llama import SENTENCES
 
 from pipeline.job import LabelJob
+from tests.pipeline.audit.stores import CODECS
+from tests.pipeline.tiny_llama import SENTENCES
 
 WORDS = SENTENCES.split()
 

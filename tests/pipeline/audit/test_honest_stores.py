@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from audits import CODECS, checks, copy_of, first, label, said
 
 from pipeline.audit import audit
 from pipeline.audit.values import Chunk, Noise, compare
@@ -18,6 +17,7 @@ from pipeline.targets.codecs import Embedding
 from pipeline.targets.decoded import EmbeddingTargets
 from pipeline.targets.errors import SpecMismatch, UserError
 from pipeline.targets.store import Store
+from tests.pipeline.audit.stores import CODECS, checks, copy_of, first, label, said
 
 
 @pytest.mark.parametrize("codec", CODECS)

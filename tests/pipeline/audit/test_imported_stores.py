@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from audits import copy_of, label, said
 
 from pipeline.audit import audit
 from pipeline.targets.rows import Ragged, Rows
 from pipeline.targets.spec import Input
+from tests.pipeline.audit.stores import copy_of, label, said
 
 
 def test_an_imported_store_is_audited_by_its_own_inputs_and_told_from_another_teachers(

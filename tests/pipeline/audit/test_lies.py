@@ -10,14 +10,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from audits import CODECS, checks, copy_of, first, label, said, shifted
-from tiny_llama import SENTENCES
 
 from pipeline.audit import audit
 from pipeline.targets.codecs import Threshold
 from pipeline.targets.codecs.base import uniforms
 from pipeline.targets.rows import Rows
 from pipeline.targets.store import Store
+from tests.pipeline.audit.stores import CODECS, checks, copy_of, first, label, said, shifted
+from tests.pipeline.tiny_llama import SENTENCES
 
 
 @pytest.mark.parametrize("codec", CODECS)

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from audits import checks, copy_of, first, flip, label, said, shifted
 
 from pipeline.audit import audit
+from tests.pipeline.audit.stores import checks, copy_of, first, flip, label, said, shifted
 
 CONTAINERS = ["parquet", "webdataset", "zarr"]
 

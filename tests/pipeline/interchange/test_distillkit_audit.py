@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
-from audits import checks, label, said
-from distillkit_writer import captured, write
-from tiny_llama import SENTENCES, change_a_layer
 
 from pipeline.audit import Audit, audit_imported
 from pipeline.interchange.distillkit import Polynomial
 from pipeline.targets.errors import UserError
 from pipeline.targets.store import Store
 from pipeline.teachers import CausalLM
+from tests.pipeline.audit.stores import checks, label, said
+from tests.pipeline.interchange.distillkit_format import packed, position, term, write
+from tests.pipeline.tiny_llama import SENTENCES, change_a_layer
 
 CONFIG: dict[str, Any] = {
     "d": 400,
@@ -31,6 +33,21 @@ CONFIG: dict[str, Any] = {
 }
 
 Capture = Callable[..., str]
+
+
+def captured(config: dict[str, Any], log_probs: npt.NDArray[np.float64]) -> tuple[list[int], list[int]]:
+    """A position's two lists of bytes, as a capture makes them of all its log-probabilities [d].
+
+    The k likeliest classes, the first exact_k as they are and a least-squares polynomial through the others.
+    """
+    ids = np.argsort(-log_probs, kind="stable")[: config["k"]]
+    values, exact = log_probs[ids], config["exact_k"]
+    last = max(config["k"] - exact - 1, 1)
+    ranks = [i / last if config.get("normalize_t") else float(i) for i in range(config["k"] - exact)]
+    basis = np.array([[term(name, t) for name in config["polynomial_terms"]] for t in ranks])
+    coefficients = np.linalg.lstsq(basis, values[exact:], rcond=None)[0]
+    data, _ = position(config, values[:exact].tolist(), coefficients.tolist())
+    return list(data), list(packed(ids.tolist(), math.ceil(math.log2(config["d"]))))
 
 
 @pytest.fixture

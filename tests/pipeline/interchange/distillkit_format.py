@@ -1,6 +1,6 @@
-"""DistillKit's Parquet files, encoded by the format's description alone, in plain Python.
+"""DistillKit's captures, written by an encoder from the format's description, in plain Python.
 
-Nothing of the importer is in it.
+The importer's code has no part in the bytes.
 """
 
 from __future__ import annotations
@@ -10,12 +10,29 @@ import struct
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline.interchange.distillkit import Polynomial
+
 CODES = {"float16": "<e", "float32": "<f", "float64": "<d"}
+
+
+SMALL = {
+    "d": 1000,
+    "k": 6,
+    "exact_k": 2,
+    "exact_dtype": "float32",
+    "polynomial_terms": [0, 1, "sqrt"],
+    "term_dtype": "float32",
+    "residual_bins": [],
+    "delta_encoding": False,
+}
+"""Four of six log-probabilities from a polynomial."""
+
+
+COEFFICIENTS = [-4.0, -0.25, -0.5]
+"""Of the terms of SMALL."""
 
 
 def number(dtype: str, value: float) -> bytes:
@@ -92,16 +109,22 @@ def write(path: Path, rows: list[dict[str, Any]]) -> None:
     pq.write_table(pa.Table.from_pylist(rows, schema), path)
 
 
-def captured(config: dict[str, Any], log_probs: npt.NDArray[np.float64]) -> tuple[list[int], list[int]]:
-    """A position's two lists of bytes, as a capture makes them of all its log-probabilities [d].
+def small_row(tokens: list[int], targets: int, first: int = 0, **more: Any) -> dict[str, Any]:
+    """A row of SMALL whose target i keeps the classes 6 (first + i) to 6 (first + i) + 5."""
+    data, _ = position(SMALL, [-0.5, -1.5], COEFFICIENTS)
+    ids = [[6 * (first + i) + j for j in range(6)] for i in range(targets)]
+    return {
+        "input_ids": tokens,
+        "compressed_logprobs": [list(data)] * targets,
+        "bytepacked_indices": [list(packed(item, 10)) for item in ids],
+        **more,
+    }
 
-    The k likeliest classes, the first exact_k as they are and a least-squares polynomial through the others.
-    """
-    ids = np.argsort(-log_probs, kind="stable")[: config["k"]]
-    values, exact = log_probs[ids], config["exact_k"]
-    last = max(config["k"] - exact - 1, 1)
-    ranks = [i / last if config.get("normalize_t") else float(i) for i in range(config["k"] - exact)]
-    basis = np.array([[term(name, t) for name in config["polynomial_terms"]] for t in ranks])
-    coefficients = np.linalg.lstsq(basis, values[exact:], rcond=None)[0]
-    data, _ = position(config, values[:exact].tolist(), coefficients.tolist())
-    return list(data), list(packed(ids.tolist(), math.ceil(math.log2(config["d"]))))
+
+def small_probabilities(target: int) -> dict[int, float]:
+    values = position(SMALL, [-0.5, -1.5], COEFFICIENTS)[1]
+    return {6 * target + j: math.exp(value) for j, value in enumerate(values)}
+
+
+def configuration(**changes: Any) -> Polynomial:
+    return Polynomial.model_validate({**SMALL, **changes})
