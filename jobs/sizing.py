@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from pipeline.answers import Answers
     from pipeline.job import LabelJob
     from pipeline.pilot import Pilot, Point
+    from pipeline.targets.spec import Head
 
 NEIGHBOURS = (0.5, 2.0)
 """Of the chosen threshold, for comparison."""
@@ -49,6 +50,55 @@ class Corpus:
         targets = sum(unit.size_bytes for unit in job.corpus.units()) * pilot.targets_per_byte()
         replicas = job.label.replicas.max if job.label.engine == "ray" else 1
         return cls(targets, targets * pilot.seconds_per_target(), replicas)
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What is to be found. targets: of the pilot; budget: bytes of a target; plot: where the picture goes."""
+
+    head: str
+    targets: int
+    budget: float | None
+    error: float | None
+    plot: Path | None
+
+
+@dataclass(frozen=True)
+class Sized:
+    """What was found. target: what one is called; setting: what takes the chosen codec, on a command line."""
+
+    table: Table
+    corpus: Corpus
+    target: str
+    setting: str
+
+
+def find(job: LabelJob, wish: Wish, progress: Callable[[str], None]) -> Sized:
+    """The threshold of a head of logits. Raises UserError for another codec, and as `choose`."""
+    from pipeline.pilot import Pilot
+
+    kind = job.store.heads[wish.head].kind
+    if kind != "threshold":
+        raise UserError(
+            f"a budget sizes the threshold codec, and the head {wish.head} has {kind}: give "
+            f"store.heads.{wish.head}={{kind: threshold}}"
+        )
+    with Pilot(job, wish.targets, wish.head) as pilot:
+        progress(f"looking for a threshold with {count(pilot.targets)} targets …")
+        chosen = choose(pilot, wish.budget, wish.error)
+        points = compared(pilot, chosen, progress)
+        progress("counting the corpus …")
+        corpus = Corpus.of(job, pilot)
+        if wish.plot is not None:
+            draw(pilot, points[0], wish.plot, progress)
+        target = called(pilot.head)
+    setting = f"store.heads.{wish.head}.threshold={chosen.threshold:.4g}"
+    return Sized(table(points, corpus, target), corpus, target, setting)
+
+
+def called(head: Head) -> str:
+    """What a target of a head is called."""
+    return "token" if head.positions == "next_token" else "target"
 
 
 def parse_budget(text: str) -> float:

@@ -12,16 +12,33 @@ from typing import TYPE_CHECKING
 
 from rich.table import Table
 
-from jobs.sizing import Corpus, saved
+from jobs.sizing import Corpus, Sized, Wish, called, saved
 from jobs.terminal import size
 from pipeline.targets.codecs import Codebooks, Codec, Embedding
 from pipeline.targets.errors import UserError
 
 if TYPE_CHECKING:
+    from pipeline.job import LabelJob
     from pipeline.vectors import VectorPilot, VectorPoint
 
 BYTES = (8, 16, 32, 64)
 """Of the codebooks that are tried, where they divide the features."""
+
+
+def find(job: LabelJob, wish: Wish, progress: Callable[[str], None]) -> Sized:
+    """The codec of an embedding head. Raises as `choose`."""
+    from pipeline.vectors import VectorPilot
+
+    with VectorPilot(job, wish.head) as pilot:
+        pilot.ask(wish.targets)
+        points = compared(pilot, job.store.seed, progress)
+        chosen = choose(points, wish.budget, wish.error)
+        progress("counting the corpus …")
+        corpus = Corpus.of(job, pilot)
+        if wish.plot is not None:
+            draw(points, chosen, wish.plot)
+        shown = table(points, chosen, corpus)
+        return Sized(shown, corpus, called(pilot.head), setting(wish.head, chosen.codec))
 
 
 def compared(pilot: VectorPilot, seed: int, progress: Callable[[str], None]) -> list[VectorPoint]:

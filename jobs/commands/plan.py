@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,10 +11,8 @@ from rich.table import Table
 from jobs.commands.arguments import JobFile, Overrides
 from jobs.terminal import count, duration, err, out, size
 from jobs.totals import Extent, Totals, estimate, targets_are
-from pipeline.targets.errors import UserError
 
 if TYPE_CHECKING:
-    from jobs.sizing import Corpus
     from pipeline.job import LabelJob
     from pipeline.targets.store import Store
 
@@ -101,79 +98,20 @@ def _size(
     price: float | None,
 ) -> None:
     """A pilot: the codec for a budget, what it keeps, and what the corpus will take."""
-    from jobs import sizing
+    from jobs import sizing, vector_sizing
     from pipeline.answers import head_of
 
-    name, most = head_of(job, head), None if budget is None else sizing.parse_budget(budget)
-    kind, embeddings = job.store.heads[name].kind, job.store.heads[name].of == "embeddings"
-    if not embeddings and kind != "threshold":
-        raise UserError(
-            f"a budget sizes the threshold codec, and the head {name} has {kind}: give "
-            f"store.heads.{name}={{kind: threshold}}"
-        )
+    name = head_of(job, head)
+    most = None if budget is None else sizing.parse_budget(budget)
+    wish = sizing.Wish(name, targets, most, error, plot)
+    find = vector_sizing.find if job.store.heads[name].of == "embeddings" else sizing.find
     with err().status("opening the teacher, answering the pilot's targets …") as status:
-        size = _vectors if embeddings else _threshold
-        table, corpus, positions, setting = size(job, name, targets, most, error, plot, status.update)
-    target = "token" if positions == "next_token" else "target"
-    _say(table)
-    _say(sizing.summary(corpus, f"{target}s", price))
+        found = find(job, wish, status.update)
+    _say(found.table)
+    _say(sizing.summary(found.corpus, f"{found.target}s", price))
     if plot is not None:
         _say(f"drawn: {plot}")
-    _say(f"Next: decant plan {path} {setting}")
-
-
-Sized = tuple[Table, "Corpus", str, str]
-"""A table of codecs, the corpus, the head's positions, and the setting that takes the chosen codec."""
-
-
-def _threshold(
-    job: LabelJob,
-    head: str,
-    targets: int,
-    budget: float | None,
-    error: float | None,
-    plot: Path | None,
-    progress: Callable[[str], None],
-) -> Sized:
-    from jobs import sizing
-    from pipeline.pilot import Pilot
-
-    with Pilot(job, targets, head) as found:
-        progress(f"looking for a threshold with {count(found.targets)} targets …")
-        chosen = sizing.choose(found, budget, error)
-        points = sizing.compared(found, chosen, progress)
-        progress("counting the corpus …")
-        corpus = sizing.Corpus.of(job, found)
-        if plot is not None:
-            sizing.draw(found, points[0], plot, progress)
-        positions = found.head.positions
-    target = "token" if positions == "next_token" else "target"
-    setting = f"store.heads.{head}.threshold={chosen.threshold:.4g}"
-    return sizing.table(points, corpus, target), corpus, positions, setting
-
-
-def _vectors(
-    job: LabelJob,
-    head: str,
-    targets: int,
-    budget: float | None,
-    error: float | None,
-    plot: Path | None,
-    progress: Callable[[str], None],
-) -> Sized:
-    from jobs import sizing, vector_sizing
-    from pipeline.vectors import VectorPilot
-
-    with VectorPilot(job, head) as found:
-        found.ask(targets)
-        points = vector_sizing.compared(found, job.store.seed, progress)
-        chosen = vector_sizing.choose(points, budget, error)
-        progress("counting the corpus …")
-        corpus = sizing.Corpus.of(job, found)
-        if plot is not None:
-            vector_sizing.draw(points, chosen, plot)
-        setting = vector_sizing.setting(head, chosen.codec)
-        return vector_sizing.table(points, chosen, corpus), corpus, found.head.positions, setting
+    _say(f"Next: decant plan {path} {found.setting}")
 
 
 def _say(what: str | Table) -> None:
