@@ -48,7 +48,7 @@ from pipeline.views.base import Rejected, View
 
 if TYPE_CHECKING:
     from pipeline.job import LabelJob
-    from pipeline.teachers.base import Teacher, TeacherConfig
+    from pipeline.teachers.base import Output, Teacher, TeacherConfig
 
 IMPORTED = "imported"
 """The kind of teacher that a store's spec names when the targets came from other software."""
@@ -120,7 +120,7 @@ class _Auditor:
     def _compare_specs(self, teacher: Teacher) -> None:
         for head in self.spec.heads:
             output = teacher.outputs.get(head.name)
-            if output is None or (output.size, output.positions) != (head.size, head.positions):
+            if output is None or output.positions != head.positions or not self._has_width(output, head):
                 offered = ", ".join(f"{n} ({o.size} {o.positions})" for n, o in teacher.outputs.items())
                 raise SpecMismatch(
                     f"the teacher has not the head {head.name} ({head.size} {head.positions}) of "
@@ -136,8 +136,17 @@ class _Auditor:
         self.checked["spec"] = 1
         self.findings += [
             Finding("spec", f"the job's and the store's differ in {line}")
-            for line in differences(specify(self.job, self.renderer, teacher), self.spec)
+            for line in differences(
+                specify(self.job, self.renderer, teacher).as_wide_as(self.spec), self.spec
+            )
         ]
+
+    def _has_width(self, output: Output, head: Head) -> bool:
+        """Whether the teacher has the head's classes, and no more of them than padding."""
+        vocabulary = self.spec.vocabulary
+        if vocabulary is not None and head.positions == "next_token" and head.codec.of == "logits":
+            return vocabulary.size <= head.size <= output.size
+        return head.size == output.size
 
     def run(self, rows: int, units: int, progress: Callable[[int, int], None]) -> Audit:
         chosen = self._choose(rows, units)
@@ -331,7 +340,7 @@ class _Auditor:
     def _compare(self, commit: Commit, stored: Rows, places: Sequence[int], answer: Answer) -> None:
         for comparison in self.heads:
             head = comparison.head
-            logits = answer.logits[head.name]
+            logits = answer.of(head)
             sequence = head.positions == "next_token"
             length = logits.shape[1] if sequence else 1
             for view, i in enumerate(places):
