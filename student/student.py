@@ -13,7 +13,7 @@ from pipeline.targets.strict import nearest
 from student import models
 from student.checkpoint import read
 from student.config import TrainConfig
-from student.data import LABEL, Batch, has_labels
+from student.data import LABEL, Batch, has_labels, id_map
 
 
 class Student(nn.Module):
@@ -63,10 +63,13 @@ class Student(nn.Module):
 def restore(checkpoint: Path, spec: Spec) -> Student:
     """The student of a checkpoint, for example `output`/checkpoints/best, for evaluation.
 
-    spec: of the store it was trained on, `Store.open(url).spec`. Its plain model is `.model`.
+    spec: of the store it was trained on, `Store.open(url).spec`. Its plain model is `.model`. Where it has a
+    tokenizer of its own, both are read again from where the configuration says.
     """
     found = read(checkpoint)
-    student = Student(TrainConfig.model_validate(found.config), spec)
+    config = TrainConfig.model_validate(found.config)
+    mapped = id_map(config.vocabulary, spec)
+    student = Student(config, mapped.spec(spec) if mapped else spec)
     found.load(student.model)
     return student.eval()
 
