@@ -259,6 +259,62 @@ def test_a_loss_of_every_logit_is_refused_for_tokens_that_the_teacher_has_none_o
     list(train(configured(url, tmp_path / "b", vocabulary=permuted, loss=loss, learning_rate=1e-4)))
 
 
+def test_a_student_whose_logits_are_padded_is_trained_on_the_others_if_its_tokenizer_is_known(
+    label: Label, students: dict[str, str], store_tokenizer: str, tmp_path: Path
+) -> None:
+    url = label("dense")
+
+    def bigram(size: int) -> dict[str, Any]:
+        arguments = {"num_embeddings": 700, "embedding_dim": size}
+        return {"kind": "torch", "factory": "torch.nn:Embedding", "arguments": arguments}
+
+    with pytest.raises(
+        SpecMismatch, match=r"shape \[\d+, 640\].*has 601 classes.*name that in train\.vocabulary"
+    ):
+        list(train(configured(url, tmp_path / "a", model=bigram(640))))
+    same = {"tokenizer": store_tokenizer}
+    *_, last = train(configured(url, tmp_path / "b", model=bigram(640), vocabulary=same))
+    plain = [e for e in train(configured(url, tmp_path / "c", model=bigram(601))) if isinstance(e, Finished)]
+    assert isinstance(last, Finished)
+    assert last.score is not None
+    assert plain[0].score is not None
+    assert last.score.targets == plain[0].score.targets
+    wider = {"tokenizer": students["wider"], "store_tokenizer": store_tokenizer}
+    list(train(configured(url, tmp_path / "d", model=bigram(640), vocabulary=wider)))
+    with pytest.raises(SpecMismatch, match=r"shape \[\d+, 630\].*has 631 classes"):
+        list(train(configured(url, tmp_path / "e", model=bigram(630), vocabulary=wider)))
+
+
+def test_padding_of_a_students_logits_changes_neither_loss_nor_gradient(
+    label: Label, store_tokenizer: str, tmp_path: Path
+) -> None:
+    url = label("threshold")
+    same = {"tokenizer": store_tokenizer}
+    arguments = {"num_embeddings": 601, "embedding_dim": 601}
+    config = configured(
+        url,
+        tmp_path,
+        vocabulary=same,
+        model={"kind": "torch", "factory": "torch.nn:Embedding", "arguments": arguments},
+    )
+    reader = TargetReader(url, vocabulary=config.vocabulary)
+    student, padded = Student(config, reader.spec), Student(config, reader.spec)
+    table = torch.randn(601, 640)
+    student.model = nn.Embedding.from_pretrained(table[:, :601].clone(), freeze=False)
+    padded.model = nn.Embedding.from_pretrained(table.clone(), freeze=False)
+    batch = next(iter(reader))
+    for one in (student, padded):
+        loss = distillation_loss(
+            config.loss, one(batch), batch.targets["logits"], batch.labels("logits"), reduction="sum"
+        )
+        loss.backward()  # type: ignore[no-untyped-call]
+    a, b = student.model.weight.grad, padded.model.weight.grad
+    assert isinstance(a, Tensor)
+    assert isinstance(b, Tensor)
+    torch.testing.assert_close(b[:, :601], a)
+    assert not b[:, 601:].any()
+
+
 def test_a_fingerprint_and_a_tokenizer_are_not_both_given(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="tokenizer_fingerprint and vocabulary"):
         configured("x", tmp_path, tokenizer_fingerprint="f", vocabulary={"tokenizer": "t"})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
 from pipeline.targets.codecs import Codec, Dense, Embedding, Threshold, TopK
 from pipeline.targets.codecs.base import offsets_of
@@ -232,6 +234,75 @@ def test_a_tokenizer_that_gives_no_text_back_shows_nothing(checked: Any) -> None
 
     with pytest.raises(SpecMismatch, match="does not give the ids of the shard back"):
         checked(mute, store=(mute,))
+    with pytest.raises(SpecMismatch, match="does not give the ids of the shard back"):
+        checked(mute, store=(mute,), text="a b c = d(e, f)\n" * 200)
+
+
+def unigram() -> Tokenizer:
+    tokenizer = Tokenizer(models.Unigram())
+    tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
+    alphabet = sorted(set(SOURCE))
+    special = trainers.UnigramTrainer(
+        show_progress=False,
+        vocab_size=400,
+        initial_alphabet=alphabet,
+        unk_token="<unk>",
+        special_tokens=["<unk>", "</s>"],
+    )
+    tokenizer.train([__file__], special)
+    return tokenizer
+
+
+def word_piece() -> Tokenizer:
+    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer()
+    tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.BertPreTokenizer(), decoders.WordPiece()
+    tokenizer.train(
+        [__file__],
+        trainers.WordPieceTrainer(vocab_size=400, show_progress=False, special_tokens=["[UNK]", "[CLS]"]),
+    )
+    return tokenizer
+
+
+def byte_fallback() -> Tokenizer:
+    """As llama's: spaces as ▁, and bytes as <0x41> for what is no token."""
+    tokenizer = Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>"))
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    fallback = [
+        decoders.Replace("▁", " "),
+        decoders.ByteFallback(),
+        decoders.Fuse(),
+        decoders.Strip(" ", 1, 0),
+    ]
+    tokenizer.decoder = decoders.Sequence(fallback)
+    special = ["<unk>", "<s>", *(f"<0x{byte:02X}>" for byte in range(256))]
+    trainer = trainers.BpeTrainer(
+        vocab_size=600, show_progress=False, limit_alphabet=60, special_tokens=special
+    )
+    tokenizer.train([__file__], trainer)
+    state = json.loads(tokenizer.to_str())
+    state["added_tokens"] = state["added_tokens"][:2]
+    return Tokenizer.from_str(json.dumps(state))
+
+
+@pytest.mark.parametrize("made", [unigram, word_piece, byte_fallback])
+def test_tokenizers_of_every_kind_are_mapped_to_themselves_and_more(made: Any, tmp_path: Path) -> None:
+    tokenizer = made()
+    folders = []
+    for name, more in (("a", []), ("b", ["<|im_start|>", "<|im_end|>"])):
+        tokenizer.add_special_tokens(more)
+        (tmp_path / name).mkdir()
+        tokenizer.save(str(tmp_path / name / "tokenizer.json"))
+        folders.append(str(tmp_path / name))
+    store, student = folders
+    spec, file = spec_of(store), TokenizerFile.load(store)
+    found = mapped(spec, student, store)
+    assert found.ids.tolist() == list(range(file.size))
+    assert found.size == file.size + 2
+    encoded = file.encode(SOURCE + "naïve — 語彙の契約 " * 30)
+    found.check(rows_of(spec, [encoded[i : i + 90] for i in range(0, len(encoded) - 90, 89)]), "shard")
+    with pytest.raises(SpecMismatch, match=r"has no token '<\|im_start\|>'"):
+        IdMap.of(spec_of(student), store, student)
 
 
 def test_windows_that_cut_words_and_letters_in_two_are_no_reason_to_refuse(bpe: Any, tmp_path: Path) -> None:
