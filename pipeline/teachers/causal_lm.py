@@ -88,13 +88,11 @@ def find_projection(model: Any) -> Projection | None:
         hidden = getattr(backbone(input_ids=tokens, use_cache=False), "last_hidden_state", None)
         if hidden is None or hidden.shape[-1] != head.in_features:
             return None
-        # By class: what stands in rows that pad the vocabulary is no measure for the others.
-        spread = expected[0].std(dim=0, correction=0)
-        spread = spread.clamp(min=float(spread.nanmedian()) or 1.0)
+        spread = float(expected.nan_to_num().std())
         tolerance = 1e-4 if head.weight.dtype == torch.float32 else 3e-2
         for cap, scale in itertools.product(caps, scales):
             projection = Projection(head.weight, head.bias, scale, cap)
             logits = projection(hidden).float()
-            if torch.allclose(logits / spread, expected / spread, tolerance, tolerance, equal_nan=True):
+            if torch.allclose(logits, expected, rtol=tolerance, atol=tolerance * spread, equal_nan=True):
                 return projection
     return None
