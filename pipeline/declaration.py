@@ -7,6 +7,7 @@ they come from, `codebooks` knows.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
@@ -39,11 +40,16 @@ def specify(
                 f'store.heads: the teacher has no head "{name}"{nearest(name, teacher.outputs)}'
             )
         codec = wanted if isinstance(wanted, Codec) else _learned(name, wanted, books)
-        heads.append(_head(name, output, codec))
+        heads.append(_head(name, output, codec, renderer.vocabulary))
         if codec.of == "embeddings" and teacher.description.get("average") == "probabilities":
             raise ConfigError(
                 f'teacher.average: the head "{name}" is stored as an embedding and has no probabilities: '
                 'use "logits", the mean of what the members say'
+            )
+        if codec.of == "embeddings" and output.padded:
+            raise ConfigError(
+                f'teacher.members: their heads "{name}" have different sizes, and embeddings are averaged '
+                "feature by feature: give members of one size"
             )
     sequences = [head for head in heads if head.positions == "next_token"]
     if sequences and renderer.vocabulary is None:
@@ -60,18 +66,26 @@ def specify(
             views=dict(renderer.description),
             seed=job.store.seed,
             container=job.store.container,
-            vocabulary=_vocabulary(renderer.vocabulary, sequences),
+            vocabulary=_vocabulary(renderer.vocabulary, heads, teacher.outputs),
         )
     except ValueError as error:
         raise ConfigError(f"store: {error}") from error
 
 
-def _head(name: str, output: Output, codec: Codec) -> Head:
+def _head(name: str, output: Output, codec: Codec, vocabulary: Vocabulary | None) -> Head:
+    size = output.size
+    if vocabulary is not None and _of_tokens(output, codec):
+        if vocabulary.size > size:
+            raise SpecMismatch(
+                f"views.tokenizer has {vocabulary.size} tokens and the teacher's head has {size}: "
+                "give the tokenizer that the teacher was trained with"
+            )
+        size = vocabulary.size
     try:
-        codec.layout(output.size)
+        codec.layout(size)
     except ValueError as error:
         raise ConfigError(f"store.heads.{name}: {error}") from error
-    return Head(name, output.size, output.positions, codec)
+    return Head(name, size, output.positions, codec)
 
 
 def _learned(name: str, wanted: LearnedCodebooks, books: Mapping[str, Codebooks]) -> Codebooks:
@@ -85,15 +99,17 @@ def _learned(name: str, wanted: LearnedCodebooks, books: Mapping[str, Codebooks]
     return found
 
 
-def _vocabulary(vocabulary: Vocabulary | None, sequences: list[Head]) -> Vocabulary | None:
+def _of_tokens(output: Output, codec: Codec) -> bool:
+    """Whether the head's classes are the tokenizer's ids."""
+    return output.positions == "next_token" and codec.of == "logits"
+
+
+def _vocabulary(
+    vocabulary: Vocabulary | None, heads: list[Head], outputs: Mapping[str, Output]
+) -> Vocabulary | None:
     """The views' vocabulary, with the width of the teacher's logits of next tokens, if there are any."""
-    widths = [head.size for head in sequences if head.codec.of == "logits"]
-    if vocabulary is None or not widths:
+    of_tokens = (outputs[head.name] for head in heads if _of_tokens(outputs[head.name], head.codec))
+    width = min((output.size for output in of_tokens), default=None)
+    if vocabulary is None or width is None:
         return vocabulary
-    width = min(widths)
-    if vocabulary.size > width:
-        raise SpecMismatch(
-            f"views.tokenizer has {vocabulary.size} tokens and the teacher's head has {width}: "
-            "give the tokenizer that the teacher was trained with"
-        )
-    return Vocabulary(vocabulary.size, width, vocabulary.fingerprint)
+    return replace(vocabulary, padded_size=width)

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from pipeline.batching import Part
 from pipeline.targets.errors import DecantError, TeacherError
+from pipeline.targets.spec import Head
 from pipeline.targets.unit import Quarantined
 from pipeline.teachers.base import Batch, Teacher
 from pipeline.teachers.logits import Logits, as_logits
@@ -36,13 +37,19 @@ TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3
 class Answer:
     """What the teacher says of a part.
 
-    logits: by head, [views, V], or [views, L, V] with padding still in it.
+    logits: by head, as the teacher gave them (see `of`): [views, V], or [views, L, V] with padding in it.
     seconds: how long the teacher took; on an accelerator, known once the logits are.
     """
 
     part: Part
     logits: Mapping[str, Logits]
     seconds: Callable[[], float]
+
+    def of(self, head: Head) -> Logits:
+        """The logits of a store's head: of its classes, which may be fewer than the teacher's. A language
+        model's logits are often wider than its tokenizer, and what is there means nothing.
+        """
+        return self.logits[head.name].first(head.size)
 
 
 class Inference:

@@ -52,7 +52,8 @@ class Labeller:
         self.store = Store.open(job.store.url, job.store.options)
         self._renderer = job.views.load()
         self._inference = Inference(job.teacher.load)
-        spec = specify(job, self._renderer, self._inference.teacher, books_of(self.store.spec))
+        declared = specify(job, self._renderer, self._inference.teacher, books_of(self.store.spec))
+        spec = declared.as_wide_as(self.store.spec)
         if spec.fingerprint != self.store.spec.fingerprint:
             what = "; ".join(differences(spec, self.store.spec))
             raise SpecMismatch(f"this replica's model or settings are not those of {self.store.url}: {what}")

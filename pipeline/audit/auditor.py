@@ -30,12 +30,12 @@ from pipeline.targets.commit import Commit
 from pipeline.targets.errors import CorruptShard, SpecMismatch, UserError
 from pipeline.targets.plausibility import flaw, pick
 from pipeline.targets.rows import Rows
-from pipeline.targets.spec import Head, differences
+from pipeline.targets.spec import Head, Spec, differences
 from pipeline.targets.store import Store
 
 if TYPE_CHECKING:
     from pipeline.job import LabelJob
-    from pipeline.teachers.base import Teacher, TeacherConfig
+    from pipeline.teachers.base import Output, Teacher, TeacherConfig
 
 IMPORTED = "imported"
 """The kind of teacher that a store's spec names when the targets came from other software."""
@@ -65,7 +65,7 @@ def audit(
     with closing(Inference(job.teacher.load)) as inference:
         renderer, findings = job.views.load(), Findings()
         _check_heads(store, inference.teacher)
-        declared = specify(job, renderer, inference.teacher, books_of(store.spec))
+        declared = specify(job, renderer, inference.teacher, books_of(store.spec)).as_wide_as(store.spec)
         findings.checked["spec"] = 1
         for line in differences(declared, store.spec):
             findings.add(Finding("spec", f"the job's and the store's differ in {line}"))
@@ -103,17 +103,23 @@ def audit_imported(
 
 
 def _check_heads(store: Store, teacher: Teacher) -> None:
-    """Raises SpecMismatch. Of an imported head the teacher's may be wider: its padding was left out."""
-    imported = store.spec.teacher.get("kind") == IMPORTED
+    """Raises SpecMismatch. What the teacher has more classes than an imported head is padding too."""
     for head in store.spec.heads:
         output = teacher.outputs.get(head.name)
-        wider = imported and output is not None and output.size > head.size
-        if output is None or output.positions != head.positions or not (wider or output.size == head.size):
+        if output is None or output.positions != head.positions or not _has_width(output, head, store.spec):
             offered = ", ".join(f"{n} ({o.size} {o.positions})" for n, o in teacher.outputs.items())
             raise SpecMismatch(
                 f"the teacher has not the head {head.name} ({head.size} {head.positions}) of {store.url}, it "
                 f"offers {offered}: give the teacher that the store is of"
             )
+
+
+def _has_width(output: Output, head: Head, spec: Spec) -> bool:
+    """Whether the teacher has the head's classes, and no more of them than padding."""
+    tokens = head.positions == "next_token" and head.codec.of == "logits"
+    if tokens and (spec.vocabulary is not None or spec.teacher.get("kind") == IMPORTED):
+        return head.size <= output.size
+    return head.size == output.size
 
 
 def _noise(teacher: TeacherConfig, imported: bool, tolerance: float | None) -> Noise:
@@ -219,7 +225,7 @@ class _Auditor:
     def _compare(self, commit: Commit, stored: Rows, places: Sequence[int], answer: Answer) -> None:
         for comparison in self._heads:
             head = comparison.head
-            logits = answer.logits[head.name]
+            logits = answer.of(head)
             length = logits.shape[1] if head.positions == "next_token" else 1
             for view, i in enumerate(places):
                 row = stored.take(np.array([i]))

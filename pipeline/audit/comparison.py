@@ -58,9 +58,9 @@ class HeadComparison:
     def row(self, logits: Logits, start: int, row: Rows) -> Iterator[Difference]:
         """Compare one row: what differs. Everything else is gathered for the results below.
 
-        logits: a batch's, of the head's classes or more, those beyond being the teacher's padding; start: the
-        row's first place in the flattened ones. row: one, as stored, of n next-token targets with its n + 1
-        tokens. Raises ValueError when what the teacher says now cannot be encoded.
+        logits: a batch's, of the head's classes; start: the row's first place in the flattened ones.
+        row: one, as stored, of n next-token targets with its n + 1 tokens. Raises ValueError when what the
+        teacher says now cannot be encoded.
         """
         import torch
 
@@ -75,7 +75,7 @@ class HeadComparison:
             last = min(first + step, count)
             low, high = max(first - 1, 0), min(last + 1, count)  # a neighbour at each side, for the shift
             with torch.inference_mode():
-                wide = logits.rows(torch.arange(start + low, start + high)).float()[:, : head.size]
+                wide = logits.rows(torch.arange(start + low, start + high)).float()
                 values = wide[first - low : last - low]
                 wide = torch.log_softmax(wide, dim=1)
             here = codec.decode(take(stored, layout, np.arange(first, last)), head.size)

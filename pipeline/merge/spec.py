@@ -86,8 +86,8 @@ def _declare(
     text = json.dumps(described, sort_keys=True)
     described["fingerprint"] = hashlib.sha256(text.encode()).hexdigest()
     vocabulary = ours.vocabulary
-    widths = [head.size for head in heads if head.positions == "next_token"]
-    if vocabulary is not None and widths:
+    if vocabulary is not None:
+        widths = [s.spec.vocabulary.padded_size for s in stores.values() if s.spec.vocabulary is not None]
         vocabulary = dataclasses.replace(vocabulary, padded_size=min(widths))
     try:
         return Spec(

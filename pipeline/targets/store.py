@@ -61,6 +61,7 @@ class Store:
         storage.probe()
         if not storage.put_if_absent(SPEC, spec.to_json(indent=1).encode()):
             found = Spec.from_json(storage.read(SPEC))
+            spec = spec.as_wide_as(found)
             if found.fingerprint != spec.fingerprint:
                 what = "; ".join(differences(spec, found))
                 raise SpecMismatch(

@@ -108,6 +108,6 @@ def test_a_store_with_nothing_in_it_and_a_teacher_with_other_heads_are_refused(
     prepare(job)
     with pytest.raises(UserError, match="nothing is labelled"):
         audit(job)
-    fake = job.model_dump(mode="json") | {"teacher": {"kind": "fake", "size": 500}}
+    fake = job.model_dump(mode="json") | {"teacher": {"kind": "fake", "size": 250}}
     with pytest.raises(SpecMismatch, match="has not the head logits"):
         audit(LabelJob.model_validate(fake))
