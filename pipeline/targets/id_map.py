@@ -134,7 +134,9 @@ class IdMap:
         stored = rows.inputs[TOKENS]
         largest = int((stored.values if isinstance(stored, Ragged) else stored).max(initial=0))
         if largest >= len(self.ids):
-            raise CorruptShard(f"{shard} has the token {largest}, beyond the store's {len(self.ids)}")
+            raise CorruptShard(
+                f"{shard} has the token {largest}, beyond the store's {len(self.ids)}: repair the store"
+            )
         again = total = 0
         for row in np.unique(np.linspace(0, len(rows) - 1, CHECKED).astype(int)).tolist():
             ids = stored[row].tolist()
