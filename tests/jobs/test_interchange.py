@@ -156,11 +156,7 @@ def test_a_half_written_source_leaves_no_store(decant: Decant, tmp_path: Path, c
     assert not (tmp_path / "store").exists()
 
 
-def test_an_imported_store_is_audited_with_the_teacher_that_is_named(tmp_path: Path, decant: Any) -> None:
-    import numpy as np
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
+def test_an_imported_store_is_audited_with_the_teacher_that_is_named(tmp_path: Path, decant: Decant) -> None:
     from pipeline.teachers import Fake
 
     columns: dict[str, list[Any]] = {"input_ids": [], "target_token_ids": [], "target_logprobs": []}
