@@ -15,10 +15,12 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from jobs.document import read, split
+from jobs.document import parse, read, split
 from jobs.problems import MOST, is_secret, sentences
+from pipeline.config import Config
 from pipeline.job import LabelJob
 from pipeline.targets.errors import ConfigError
+from pipeline.teachers import AnyTeacher, TeacherConfig
 from student.config import StoreLocation, TrainConfig
 
 M = TypeVar("M", bound=BaseModel)
@@ -68,6 +70,22 @@ def load_train(path: str | Path, overrides: Sequence[str] = ()) -> TrainConfig:
     if train.store is None:
         raise ConfigError(f"{path}: train.store: missing (the url of the store to learn from)")
     return train
+
+
+class _Teacher(Config):
+    """A teacher, without the job around it."""
+
+    teacher: AnyTeacher
+    """The teacher."""
+
+
+def load_teacher(text: str) -> TeacherConfig:
+    """A teacher from a command line: the directory of a causal language model, or a mapping as in a job.
+
+    Raises ConfigError.
+    """
+    data = parse(text, "--teacher") if text.lstrip().startswith("{") else {"kind": "causal_lm", "path": text}
+    return _validated(_Teacher, {"teacher": data}, "--teacher", ()).teacher
 
 
 def sections(path: str | Path, overrides: Sequence[str] = ()) -> set[str]:

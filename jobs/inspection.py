@@ -6,10 +6,8 @@ plain data that `json.dumps` takes.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,6 +19,7 @@ from pipeline.targets.decoded import EmbeddingTargets, Targets
 from pipeline.targets.errors import SpecMismatch, UserError
 from pipeline.targets.ragged import Ragged
 from pipeline.targets.rows import Rows
+from pipeline.targets.tokenizer import TokenizerFile
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -98,22 +97,12 @@ def load_tokenizer(path: str, spec: Spec) -> Tokenizer:
 
     Raises UserError when it cannot be read, SpecMismatch when it is not the one that the store was made with.
     """
-    file = Path(path).expanduser()
-    file = file / "tokenizer.json" if file.is_dir() else file
-    try:
-        data = file.read_bytes()
-    except OSError as error:
-        raise UserError(f"no tokenizer at {path}: give a directory with a tokenizer.json") from error
-    if spec.vocabulary is not None and spec.vocabulary.fingerprint != hashlib.sha256(data).hexdigest():
+    file = TokenizerFile.load(path)
+    if spec.vocabulary is not None and spec.vocabulary.fingerprint != file.fingerprint:
         raise SpecMismatch(
-            f"{file} is not the tokenizer that the store's token ids come from: give the same one"
+            f"{file.path} is not the tokenizer that the store's token ids come from: give the same one"
         )
-    from tokenizers import Tokenizer
-
-    try:
-        return Tokenizer.from_buffer(data)
-    except Exception as error:
-        raise UserError(f"{file} is no tokenizer that the tokenizers library reads: {error}") from error
+    return file.tokenizer
 
 
 def describe_row(

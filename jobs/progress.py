@@ -1,7 +1,7 @@
-"""What a person sees while units are labelled: a live view on a terminal, plain lines elsewhere.
+"""What a person sees while something takes its time: a live view on a terminal, plain lines elsewhere.
 
-It is fed the engine's events and knows nothing of how the work is done. Rates are of the last minute, the
-estimate of the time left is of the whole run.
+`LabelView` is fed the engine's events, `Work` counts; neither knows how the work is done. A labelling's rates
+are of the last minute, all else is of the whole run.
 """
 
 from __future__ import annotations
@@ -136,6 +136,49 @@ class LabelView:
             yield Text(message, style="yellow", overflow="ellipsis", no_wrap=True)
         if self.note:
             yield Text(self.note, style="bold yellow")
+
+
+class Work:
+    """Things done one after the other: how many of how many, the rate, the time left.
+
+    doing: what is done to them ("verified"). total: how many there are, 0 while nobody knows. unit: what they
+    are ("units"); "bytes" are shown as sizes. done: those of an earlier run, which the rate leaves out.
+    first: what is happening before the first one.
+    """
+
+    note = ""
+
+    def __init__(self, doing: str, total: int, unit: str, done: int = 0, first: str = "starting") -> None:
+        self.doing, self.total, self.unit, self.first = doing, total, unit, first
+        self.done = self.before = done
+        self.messages: list[str] = []
+        self.began = time.monotonic()
+
+    def add(self, number: int = 1) -> None:
+        """So many more are done."""
+        self.done += number
+
+    def at(self, done: int, total: int) -> None:
+        """So many are done of so many. The clock starts with the first call, at nothing done."""
+        if done == self.before:
+            self.began = time.monotonic()
+        self.done, self.total = done, total
+
+    def line(self) -> str:
+        """All of it in one plain line."""
+        if not self.total:
+            return f"{self.doing}: {self.first}"
+        sizes = self.unit == "bytes"
+        show, unit = size if sizes else count, f" {self.unit}" if self.unit and not sizes else ""
+        seconds, here = max(time.monotonic() - self.began, 1e-9), self.done - self.before
+        rate = f"{show(here / seconds)}/s" if sizes else f"{here / seconds:,.1f}{unit}/s"
+        left = duration(seconds / here * max(self.total - self.done, 0) if here else None)
+        said = f"{self.doing} {show(self.done)} of {show(self.total)}{unit}"
+        return f"{said}, {rate if here else self.first}, {left} left"
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        yield bar(self.done, self.total, options.max_width)
+        yield Text(self.line())
 
 
 class View(Protocol):

@@ -6,7 +6,8 @@ It knows pilots and how their points are shown. Nothing is written but the pictu
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,7 +21,12 @@ from pipeline.targets.codecs.base import as_mapping, id_dtype
 from pipeline.targets.errors import ConfigError, UserError
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+    from pipeline.answers import Answers
+    from pipeline.job import LabelJob
     from pipeline.pilot import Pilot, Point
+    from pipeline.targets.spec import Head
 
 NEIGHBOURS = (0.5, 2.0)
 """Of the chosen threshold, for comparison."""
@@ -38,6 +44,62 @@ class Corpus:
     seconds: float
     replicas: int
 
+    @classmethod
+    def of(cls, job: LabelJob, pilot: Answers) -> Corpus:
+        """A job's, judged by what a pilot has seen of it."""
+        targets = sum(unit.size_bytes for unit in job.corpus.units()) * pilot.targets_per_byte()
+        replicas = job.label.replicas.max if job.label.engine == "ray" else 1
+        return cls(targets, targets * pilot.seconds_per_target(), replicas)
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What is to be found. targets: of the pilot; budget: bytes of a target; plot: where the picture goes."""
+
+    head: str
+    targets: int
+    budget: float | None
+    error: float | None
+    plot: Path | None
+
+
+@dataclass(frozen=True)
+class Sized:
+    """What was found. target: what one is called; setting: what takes the chosen codec, on a command line."""
+
+    table: Table
+    corpus: Corpus
+    target: str
+    setting: str
+
+
+def find(job: LabelJob, wish: Wish, progress: Callable[[str], None]) -> Sized:
+    """The threshold of a head of logits. Raises UserError for another codec, and as `choose`."""
+    from pipeline.pilot import Pilot
+
+    kind = job.store.heads[wish.head].kind
+    if kind != "threshold":
+        raise UserError(
+            f"a budget sizes the threshold codec, and the head {wish.head} has {kind}: give "
+            f"store.heads.{wish.head}={{kind: threshold}}"
+        )
+    with Pilot(job, wish.targets, wish.head) as pilot:
+        progress(f"looking for a threshold with {count(pilot.targets)} targets …")
+        chosen = choose(pilot, wish.budget, wish.error)
+        points = compared(pilot, chosen, progress)
+        progress("counting the corpus …")
+        corpus = Corpus.of(job, pilot)
+        if wish.plot is not None:
+            draw(pilot, points[0], wish.plot, progress)
+        target = called(pilot.head)
+    setting = f"store.heads.{wish.head}.threshold={chosen.threshold:.4g}"
+    return Sized(table(points, corpus, target), corpus, target, setting)
+
+
+def called(head: Head) -> str:
+    """What a target of a head is called."""
+    return "token" if head.positions == "next_token" else "target"
+
 
 def parse_budget(text: str) -> float:
     """Bytes a target, of "20", "20B" or "20B/token". Raises ConfigError."""
@@ -51,11 +113,6 @@ def choose(pilot: Pilot, budget: float | None, error: float | None) -> Threshold
     """The threshold of a budget in bytes a target, or of a squared error; of both, the cheaper one that keeps
     to the budget. Raises UserError when they cannot be had.
     """
-    if pilot.head.codec.kind != "threshold":
-        raise UserError(
-            f"a budget sizes the threshold codec, and the head {pilot.head.name} has "
-            f"{pilot.head.codec.kind}: give store.heads.{pilot.head.name}={{kind: threshold}}"
-        )
     found = [] if budget is None else [pilot.threshold_of_bytes(budget)]
     found += [] if error is None else [pilot.threshold_of_error(error)]
     chosen = max(found, key=lambda codec: codec.threshold)
@@ -111,8 +168,9 @@ def summary(corpus: Corpus, target: str, price: float | None) -> str:
     )
 
 
-def draw(pilot: Pilot, chosen: Point, path: Path, progress: Callable[[str], None]) -> None:
-    """Squared error over bytes, by codec, as a picture whose format is the path's ending.
+@contextmanager
+def saved(path: Path) -> Iterator[Axes]:
+    """Axes to draw on, saved as a picture whose format is the path's ending.
 
     Raises UserError when matplotlib is not there, or does not know the ending.
     """
@@ -120,38 +178,46 @@ def draw(pilot: Pilot, chosen: Point, path: Path, progress: Callable[[str], None
         from matplotlib.figure import Figure
     except ImportError:
         raise UserError("--plot draws with matplotlib: pip install 'decant-kd[demo]'") from None
-    curves: dict[str, list[Codec]] = {
-        "threshold": [Threshold(threshold) for threshold in CURVE_THRESHOLDS],
-        "top-k (biased)": [TopK(k) for k in CURVE_KS if k < pilot.head.size],
-    }
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     axes = figure.add_subplot()
-    for name, codecs in curves.items():
-        points = _measured(pilot, codecs, progress)
-        axes.plot(
-            [point.bytes_per_target for point in points],
-            [point.fidelity.error for point in points],
-            marker="o",
-            label=name,
-        )
-    axes.plot(
-        [chosen.bytes_per_target],
-        [chosen.fidelity.error],
-        marker="*",
-        markersize=14,
-        linestyle="",
-        color="black",
-        label=f"chosen: λ = {chosen.codec.threshold:.4g}"
-        if isinstance(chosen.codec, Threshold)
-        else "chosen",
-    )
-    axes.set(xscale="log", yscale="log", xlabel="bytes per target", ylabel="squared error of the gradient")
+    yield axes
     axes.grid(alpha=0.3, which="both")
     axes.legend()
     try:
         figure.savefig(path)
     except ValueError as error:
         raise UserError(f"--plot {path}: {str(error).partition(chr(10))[0]}") from error
+
+
+def draw(pilot: Pilot, chosen: Point, path: Path, progress: Callable[[str], None]) -> None:
+    """Squared error over bytes, by codec. Raises UserError as `saved`."""
+    curves: dict[str, list[Codec]] = {
+        "threshold": [Threshold(threshold) for threshold in CURVE_THRESHOLDS],
+        "top-k (biased)": [TopK(k) for k in CURVE_KS if k < pilot.head.size],
+    }
+    with saved(path) as axes:
+        for name, codecs in curves.items():
+            points = _measured(pilot, codecs, progress)
+            axes.plot(
+                [point.bytes_per_target for point in points],
+                [point.fidelity.error for point in points],
+                marker="o",
+                label=name,
+            )
+        axes.plot(
+            [chosen.bytes_per_target],
+            [chosen.fidelity.error],
+            marker="*",
+            markersize=14,
+            linestyle="",
+            color="black",
+            label=f"chosen: λ = {chosen.codec.threshold:.4g}"
+            if isinstance(chosen.codec, Threshold)
+            else "chosen",
+        )
+        axes.set(
+            xscale="log", yscale="log", xlabel="bytes per target", ylabel="squared error of the gradient"
+        )
 
 
 def _measured(pilot: Pilot, codecs: Sequence[Codec], progress: Callable[[str], None]) -> list[Point]:

@@ -29,11 +29,11 @@ PERCENTILES = (1, 5, 25, 50, 75, 95, 99, 100)
 
 
 def statistics(
-    store: Store, shards: int | None, progress: Callable[[Commit, int], None] | None = None
+    store: Store, shards: int | None, progress: Callable[[int, int], None] | None = None
 ) -> dict[str, Any]:
     """A store in numbers. shards: how many are read for what commit records do not say, None for all.
 
-    progress: called after each of them, with their number. Raises CorruptShard for one that is damaged.
+    progress: told how many are read, and of how many. Raises CorruptShard for one that is damaged.
     """
     totals, devices = Totals(), dict[str, _Device]()
     having = 0
@@ -59,7 +59,7 @@ def statistics(
             for head in store.spec.heads:
                 entries[head.name].add(rows.decode(head.name))
         if progress is not None:
-            progress(commit, reading)
+            progress(sampled.units, reading)
     return {
         "store": store.url,
         "target": targets_are(store.spec),

@@ -79,7 +79,7 @@ def _encode_head(
     """
     import torch
 
-    batch, logits = answer.part.batch, answer.logits[head.name]
+    batch, logits = answer.part.batch, answer.of(head)
     counts = _counts(head, batch.lengths[views])
     view, position = np.repeat(views, counts), ranges(np.zeros_like(counts), counts)
     length = logits.shape[1] if head.positions == "next_token" else 1

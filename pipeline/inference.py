@@ -7,6 +7,7 @@ logits, it does not know.
 from __future__ import annotations
 
 import ctypes
+import gc
 import os
 import platform
 import threading
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from pipeline.batching import Part
 from pipeline.targets.errors import DecantError, TeacherError
+from pipeline.targets.spec import Head
 from pipeline.targets.unit import Quarantined
 from pipeline.teachers.base import Batch, Teacher
 from pipeline.teachers.logits import Logits, as_logits
@@ -35,13 +37,19 @@ TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3
 class Answer:
     """What the teacher says of a part.
 
-    logits: by head, [views, V], or [views, L, V] with padding still in it.
+    logits: by head, as the teacher gave them (see `of`): [views, V], or [views, L, V] with padding in it.
     seconds: how long the teacher took; on an accelerator, known once the logits are.
     """
 
     part: Part
     logits: Mapping[str, Logits]
     seconds: Callable[[], float]
+
+    def of(self, head: Head) -> Logits:
+        """The logits of a store's head: of its classes, which may be fewer than the teacher's. A language
+        model's logits are often wider than its tokenizer, and what is there means nothing.
+        """
+        return self.logits[head.name].first(head.size)
 
 
 class Inference:
@@ -165,6 +173,14 @@ class _Moment:
             return self._clock - start._clock
         self._event.synchronize()
         return float(start._event.elapsed_time(self._event)) / 1000
+
+
+def free_memory() -> None:
+    """Give back what a teacher that was let go took of an accelerator: the next one may need all of it."""
+    import torch
+
+    gc.collect()
+    torch.cuda.empty_cache()  # does nothing in a process that has not used CUDA
 
 
 def _keep_freed_memory() -> None:

@@ -2,20 +2,45 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt
 
 from pipeline.config import Config
 from pipeline.corpus import AnySource
 from pipeline.targets.codecs import Codebooks, Dense, Embedding, Sampled, Threshold, TopK, TopP
+from pipeline.targets.codecs.base import Of
 from pipeline.targets.spec import Container
 from pipeline.teachers import AnyTeacher
 from pipeline.views import AnyViews
 
-AnyCodec = Annotated[
-    Dense | TopK | TopP | Threshold | Sampled | Embedding | Codebooks, Field(discriminator="kind")
-]
+StatedCodec = Dense | TopK | TopP | Threshold | Sampled | Embedding
+"""Codecs that are known when they are configured; codebooks have to be learned."""
+
+AnyCodec = Annotated[StatedCodec | Codebooks, Field(discriminator="kind")]
+"""Every codec, as a store's spec has it."""
+
+
+class LearnedCodebooks(Config):
+    """Codebooks, learned before anything is labelled from what the teacher says of some of the corpus.
+
+    The store's spec has them from then on, and whoever goes on with the job takes them from there.
+    """
+
+    of: ClassVar[Of] = "embeddings"
+
+    kind: Literal["codebooks"] = "codebooks"
+    """A byte for each part of a vector."""
+
+    bytes: PositiveInt
+    """Bytes a vector, of which the head's features are a multiple; 8 to 64 are usual."""
+
+    pilot: int = Field(default=10_000, ge=320)
+    """Vectors, from all over the corpus, that the books are learned from (four of five) and measured on."""
+
+
+HeadCodec = Annotated[StatedCodec | LearnedCodebooks, Field(discriminator="kind")]
+"""Every codec, as a job states it."""
 
 
 class StoreConfig(Config):
@@ -27,7 +52,7 @@ class StoreConfig(Config):
     options: dict[str, Any] = Field(default_factory=dict)
     """fsspec options of the URL, for example {endpoint_url: …}. Credentials belong in the environment."""
 
-    heads: dict[str, AnyCodec] = Field(min_length=1)
+    heads: dict[str, HeadCodec] = Field(min_length=1)
     """The teacher's heads to keep, by name, each with its codec."""
 
     container: Container = "parquet"

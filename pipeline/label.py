@@ -15,9 +15,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from pipeline.batching import Part, Window, batches, windows
+from pipeline.codebooks import books_of
+from pipeline.declaration import specify
 from pipeline.encoding import Labelled, encode
 from pipeline.inference import Answer, Inference
-from pipeline.prepare import prepare, specify
+from pipeline.prepare import prepare
 from pipeline.statistics import Means
 from pipeline.stream import chunks, prefetch
 from pipeline.targets.commit import Commit
@@ -50,7 +52,8 @@ class Labeller:
         self.store = Store.open(job.store.url, job.store.options)
         self._renderer = job.views.load()
         self._inference = Inference(job.teacher.load)
-        spec = specify(job, self._renderer, self._inference.teacher)
+        declared = specify(job, self._renderer, self._inference.teacher, books_of(self.store.spec))
+        spec = declared.as_wide_as(self.store.spec)
         if spec.fingerprint != self.store.spec.fingerprint:
             what = "; ".join(differences(spec, self.store.spec))
             raise SpecMismatch(f"this replica's model or settings are not those of {self.store.url}: {what}")

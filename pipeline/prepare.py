@@ -1,35 +1,44 @@
-"""Before labelling: what the store declares, and which units there are.
-
-It knows how corpus, views, teacher and store must fit together. It labels nothing.
-"""
+"""Before labelling: what the store declares, and which units there are. It labels nothing but a pilot."""
 
 from __future__ import annotations
 
 import contextlib
-import gc
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
-from pipeline.targets.codecs import Codec
-from pipeline.targets.errors import ConfigError, PlannedMeanwhile, SpecMismatch
-from pipeline.targets.spec import Head, Spec, Vocabulary
+from pipeline.codebooks import Learned, Progress, books_for
+from pipeline.declaration import NO_BOOKS, specify
+from pipeline.inference import free_memory
+from pipeline.targets.codecs import Codebooks
+from pipeline.targets.errors import PlannedMeanwhile, SpecMismatch
+from pipeline.targets.spec import Spec
 from pipeline.targets.store import Store
-from pipeline.targets.strict import nearest
-from pipeline.teachers.base import Output, Teacher
-from pipeline.views.base import Renderer
 
 if TYPE_CHECKING:
     from pipeline.job import LabelJob
 
 
-def prepare(job: LabelJob) -> Store:
+def prepare(
+    job: LabelJob,
+    learned: Callable[[Learned], None] | None = None,
+    progress: Progress | None = None,
+) -> Store:
     """Make or open the job's store, and plan what of the corpus is not planned yet.
 
+    Codebooks that the job says to learn are learned where there is no store yet; else they are the store's.
+    learned: called for each head whose books were; progress: of that.
     Raises ConfigError, SpecMismatch, CorpusMissing, CorpusChanged, StorageError, TeacherError: whatever is
     wrong with a job shows here, before anything is labelled.
     """
-    spec = declared(job)
-    store = Store.create(job.store.url, spec, job.store.options)
+    books = books_for(job, learned, progress)
+    try:
+        store = Store.create(job.store.url, declared(job, books), job.store.options)
+    except SpecMismatch:
+        if not books:
+            raise
+        # Another driver may have made the store meanwhile, with books that it learned itself: then these.
+        store = Store.create(job.store.url, declared(job, books_for(job)), job.store.options)
     # Without the options: they may hold credentials.
     corpus = job.corpus.model_dump(mode="json", exclude={"options"})
     while True:
@@ -40,80 +49,10 @@ def prepare(job: LabelJob) -> Store:
             return store
 
 
-def declared(job: LabelJob) -> Spec:
+def declared(job: LabelJob, books: Mapping[str, Codebooks] = NO_BOOKS) -> Spec:
     """The spec of the job's store. Tokenizer and teacher are opened, and let go. Raises as `specify`."""
     # A thread that ends takes torch's helpers with it: see `pipeline.inference.Inference`.
     with ThreadPoolExecutor(1) as apart:
-        spec = apart.submit(lambda: specify(job, job.views.load(), job.teacher.load())).result()
-    _free_memory()
+        spec = apart.submit(lambda: specify(job, job.views.load(), job.teacher.load(), books)).result()
+    free_memory()
     return spec
-
-
-def specify(job: LabelJob, renderer: Renderer, teacher: Teacher) -> Spec:
-    """The spec of the job's store.
-
-    Raises ConfigError when the heads are not the teacher's or cannot be stored so, SpecMismatch when views
-    and teacher do not belong together.
-    """
-    heads = []
-    for name, codec in sorted(job.store.heads.items()):
-        output = teacher.outputs.get(name)
-        if output is None:
-            raise ConfigError(
-                f'store.heads: the teacher has no head "{name}"{nearest(name, teacher.outputs)}'
-            )
-        heads.append(_head(name, output, codec))
-        if codec.of == "embeddings" and teacher.description.get("average") == "probabilities":
-            raise ConfigError(
-                f'teacher.average: the head "{name}" is stored as an embedding and has no probabilities: '
-                'use "logits", the mean of what the members say'
-            )
-    sequences = [head for head in heads if head.positions == "next_token"]
-    if sequences and renderer.vocabulary is None:
-        raise ConfigError(
-            f'views.kind "{job.views.kind}" gives no tokens, and the head "{sequences[0].name}" is of next '
-            "tokens: use token_windows"
-        )
-    keep = job.store.inputs == "embed" or renderer.vocabulary is not None
-    try:
-        return Spec(
-            inputs=renderer.inputs if keep else (),
-            heads=tuple(heads),
-            teacher=dict(teacher.description),
-            views=dict(renderer.description),
-            seed=job.store.seed,
-            container=job.store.container,
-            vocabulary=_vocabulary(renderer.vocabulary, sequences),
-        )
-    except ValueError as error:
-        raise ConfigError(f"store: {error}") from error
-
-
-def _free_memory() -> None:
-    """What the teacher took of an accelerator is given back: the replica that labels may need all of it."""
-    import torch
-
-    gc.collect()
-    torch.cuda.empty_cache()  # does nothing in a process that has not used CUDA
-
-
-def _head(name: str, output: Output, codec: Codec) -> Head:
-    try:
-        codec.layout(output.size)
-    except ValueError as error:
-        raise ConfigError(f"store.heads.{name}: {error}") from error
-    return Head(name, output.size, output.positions, codec)
-
-
-def _vocabulary(vocabulary: Vocabulary | None, sequences: list[Head]) -> Vocabulary | None:
-    """The views' vocabulary, with the width of the teacher's logits of next tokens, if there are any."""
-    widths = [head.size for head in sequences if head.codec.of == "logits"]
-    if vocabulary is None or not widths:
-        return vocabulary
-    width = min(widths)
-    if vocabulary.size > width:
-        raise SpecMismatch(
-            f"views.tokenizer has {vocabulary.size} tokens and the teacher's head has {width}: "
-            "give the tokenizer that the teacher was trained with"
-        )
-    return Vocabulary(vocabulary.size, width, vocabulary.fingerprint)

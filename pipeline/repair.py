@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
+from pipeline.codebooks import books_of
 from pipeline.prepare import declared
 from pipeline.targets.errors import CorpusChanged, CorpusUnreadable, SpecMismatch
 from pipeline.targets.spec import differences
@@ -38,7 +39,7 @@ def prepare(job: LabelJob, store: Store, damaged: Iterable[str]) -> tuple[list[U
     in the store as it is. Raises SpecMismatch, before anything is touched, when the job would label otherwise
     than the store was, and whatever keeps the teacher from loading.
     """
-    spec = declared(job)
+    spec = declared(job, books_of(store.spec)).as_wide_as(store.spec)
     if spec.fingerprint != store.spec.fingerprint:
         what = "; ".join(differences(spec, store.spec))
         raise SpecMismatch(

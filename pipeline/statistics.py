@@ -95,12 +95,17 @@ def distribution(
 
 def fidelity(vectors: torch.Tensor, stored: npt.NDArray[np.float32]) -> dict[str, float]:
     """Means over embeddings: "norm", the teacher's, and "cosine" between the teacher's and what a reader
-    gets.
-
-    vectors, stored: [N, D]. Where both are zero they are alike: a cosine of 1; where only one is, 0.
+    gets. vectors, stored: [N, D].
     """
-    ours, theirs = vectors.double().cpu().numpy(), stored.astype(np.float64)
-    norm, kept = np.linalg.norm(ours, axis=1), np.linalg.norm(theirs, axis=1)
-    product = np.where(norm * kept > 0, norm * kept, 1.0)
-    cosine = np.where((norm == 0) & (kept == 0), 1.0, (ours * theirs).sum(axis=1) / product)
-    return {"norm": float(norm.mean()), "cosine": float(cosine.mean())}
+    ours = vectors.double().cpu().numpy()
+    norm = np.linalg.norm(ours, axis=1)
+    return {"norm": float(norm.mean()), "cosine": float(cosines(ours, stored).mean())}
+
+
+def cosines(ours: npt.NDArray[np.floating[Any]], theirs: npt.NDArray[np.floating[Any]]) -> Floats:
+    """Between vectors, [N, D] both; float64 [N]. Two zeros are alike, a cosine of 1; of one zero it is 0."""
+    ours, theirs = ours.astype(np.float64), theirs.astype(np.float64)
+    lengths = np.linalg.norm(ours, axis=1), np.linalg.norm(theirs, axis=1)
+    product = lengths[0] * lengths[1]
+    both = (lengths[0] == 0) & (lengths[1] == 0)
+    return np.where(both, 1.0, (ours * theirs).sum(axis=1) / np.where(product > 0, product, 1.0))

@@ -5,7 +5,7 @@ The string under a field is its documentation; it appears in the JSON schema and
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     BaseModel,
@@ -15,6 +15,7 @@ from pydantic import (
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
+    model_validator,
 )
 
 
@@ -138,6 +139,17 @@ class StoreLocation(Config):
     """fsspec options of the URL, for example {endpoint_url: …}. Credentials belong in the environment."""
 
 
+class VocabularyConfig(Config):
+    """The student's tokenizer. One with other ids than the store's learns from it through an id map."""
+
+    tokenizer: str
+    """The directory with the student's tokenizer.json."""
+
+    store_tokenizer: str | None = None
+    """The one that the store was labelled with. Where it is not the student's, each of its tokens must be one
+    of the student's too, and both must cut the store's text alike. Without it, the two must be the same."""
+
+
 class TrainConfig(Config):
     """Everything that training one student needs."""
 
@@ -155,6 +167,9 @@ class TrainConfig(Config):
 
     tokenizer_fingerprint: str | None = None
     """If given, stores labelled with any other tokenizer are refused."""
+
+    vocabulary: VocabularyConfig | None = None
+    """If given, the student's tokenizer is held against the store's, and ids are mapped where needed."""
 
     model: AnyModel
     """The student."""
@@ -235,10 +250,17 @@ class TrainConfig(Config):
     tensorboard: bool = False
     """Write TensorBoard events to `output`/tensorboard."""
 
+    @model_validator(mode="after")
+    def _one_tokenizer(self) -> Self:
+        if self.tokenizer_fingerprint is not None and self.vocabulary is not None:
+            raise ValueError("tokenizer_fingerprint and vocabulary both say which tokenizer it is: give one")
+        return self
+
 
 FREE_ON_RESUME = frozenset(
     {
         "store",
+        "vocabulary",
         "output",
         "accumulation",
         "check_rows",
@@ -249,4 +271,6 @@ FREE_ON_RESUME = frozenset(
         "tensorboard",
     }
 )
-"""What may change between a run and its continuation. The reader's state says which store it was."""
+"""What may change between a run and its continuation. The reader's state says which store it was, and which
+tokenizer the student's.
+"""

@@ -20,11 +20,14 @@ from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
 from pipeline.targets.codecs.base import ranges
+from pipeline.targets.decoded import Targets
 from pipeline.targets.errors import ConfigError, UserError
+from pipeline.targets.id_map import IdMap
 from pipeline.targets.ragged import Ragged
 from pipeline.targets.rows import Rows
 from pipeline.targets.spec import Spec
 from pipeline.targets.store import Store
+from student.config import VocabularyConfig
 from student.order import Block, Split, blocks_of, fingerprint, windows
 from student.targets import TorchTargets, to_torch
 from student.window import Window
@@ -38,6 +41,13 @@ LABEL = "label"
 """The input, if a store has it, that holds the label of a "single" head."""
 
 T = TypeVar("T")
+
+
+def id_map(vocabulary: VocabularyConfig | None, spec: Spec) -> IdMap | None:
+    """How the store's ids become the student's; None where they are the same. Raises as `IdMap.of`."""
+    if vocabulary is None:
+        return None
+    return IdMap.of(spec, vocabulary.tokenizer, vocabulary.store_tokenizer)
 
 
 def has_labels(spec: Spec, head: str) -> bool:
@@ -117,9 +127,11 @@ class TargetReader(IterableDataset[Batch]):
 
     url, options: the store. split: "train", "holdout" or "all"; holdout: share of the shards held out (see
     `student.order.blocks_of`). heads: names of the heads to decode, all by default. shuffle: False reads in
-    the order of unit ids.
-    Raises UserError for a store or a side of it without rows, ConfigError for impossible numbers, and while
-    iterating CorruptShard with the shard's name.
+    the order of unit ids. vocabulary: the student's tokenizer; where its ids are others than the store's,
+    tokens and targets come in the student's, and `spec` speaks of these.
+    Raises UserError for a store or a side of it without rows, ConfigError for impossible numbers,
+    SpecMismatch for a tokenizer that the store's ids cannot be mapped to; and while iterating CorruptShard
+    with the shard's name, SpecMismatch with the key of a record that the two tokenizers cut differently.
     """
 
     def __init__(
@@ -137,6 +149,7 @@ class TargetReader(IterableDataset[Batch]):
         shuffle: bool = True,
         ahead: int = 2,
         options: Mapping[str, Any] | None = None,
+        vocabulary: VocabularyConfig | None = None,
     ) -> None:
         if batch_rows < 1 or batch_rows % world_size:
             raise ConfigError(f"batch_rows {batch_rows} cannot be shared equally by {world_size} ranks")
@@ -145,7 +158,9 @@ class TargetReader(IterableDataset[Batch]):
         if window_shards < 1 or ahead < 1:
             raise ConfigError("window_shards and ahead must be at least 1")
         self.store = Store.open(url, options)
-        self.spec = self.store.spec
+        self.id_map = id_map(vocabulary, self.store.spec)
+        self.spec = self.id_map.spec(self.store.spec) if self.id_map else self.store.spec
+        """What batches hold: the store's, or in the words of the student's tokenizer."""
         self.batch_rows, self.rank, self.world_size = batch_rows, rank, world_size
         self.heads = [self.spec.head(name).name for name in heads] if heads is not None else None
         self.seed, self.split, self.holdout = seed, split, holdout
@@ -159,6 +174,7 @@ class TargetReader(IterableDataset[Batch]):
                 "label more of the corpus first, or change the holdout"
             )
         self._epoch = self._position = 0
+        self._compared: set[str] = set()
 
     def __iter__(self) -> Iterator[Batch]:
         """Endless, from where the state stands; each batch taken moves the state on."""
@@ -188,7 +204,7 @@ class TargetReader(IterableDataset[Batch]):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Goes on at that row, whatever the batch size and the number of ranks were.
 
-        Raises ConfigError when the state is of another store, seed, split or window.
+        Raises ConfigError when the state is of another store, seed, split, window or tokenizer.
         """
         if state.get("version") != STATE_VERSION:
             raise ConfigError(
@@ -203,7 +219,7 @@ class TargetReader(IterableDataset[Batch]):
                     if name == "store"
                     else f"the interrupted run read with {name} {state.get(name)!r}, this one with {ours!r}"
                 )
-                raise ConfigError(f"{what}: the order would differ; start a new run")
+                raise ConfigError(f"{what}: the batches would differ; start a new run")
         epoch, position = state.get("epoch"), state.get("position")
         if not (isinstance(epoch, int) and isinstance(position, int) and 0 <= position <= self.rows):
             raise ConfigError("the reader's state has no valid epoch and position")
@@ -216,7 +232,8 @@ class TargetReader(IterableDataset[Batch]):
             "holdout": self.holdout,
             "window_shards": self.window_shards,
             "shuffle": self.shuffle,
-            "store": fingerprint(self.blocks, self.spec.fingerprint),
+            "store": fingerprint(self.blocks, self.store.spec.fingerprint),
+            "tokenizer": self.id_map.student.fingerprint if self.id_map else None,
         }
 
     def _refuse_workers(self) -> None:
@@ -290,6 +307,9 @@ class TargetReader(IterableDataset[Batch]):
     def _load(self, block: Block) -> list[Rows]:
         """The rows of a block, as the container cut them. Raises CorruptShard with the shard's name."""
         parts = list(self.store.read(block.commit))
+        if self.id_map is not None and block.commit.unit not in self._compared:
+            self.id_map.check(Rows.concatenate(parts), str(block.commit.shard))
+            self._compared.add(block.commit.unit)
         if len(block) == block.commit.rows:
             return parts
         return [Rows.concatenate(parts).take(np.arange(block.start, block.stop))]
@@ -298,6 +318,8 @@ class TargetReader(IterableDataset[Batch]):
         rows = parts[0] if len(parts) == 1 else Rows.concatenate(parts)
         inputs, lengths = {}, None
         for name, stored in rows.inputs.items():
+            if self.id_map is not None and name == TOKENS:
+                stored = self.id_map.tokens(stored)
             if isinstance(stored, Ragged):
                 inputs[name] = _tensor(_padded(stored))
                 lengths = stored.lengths if lengths is None else lengths
@@ -313,8 +335,12 @@ class TargetReader(IterableDataset[Batch]):
             counts=torch.from_numpy(counts),
             row_index=torch.from_numpy(np.repeat(np.arange(len(counts)), counts)),
             position_index=torch.from_numpy(ranges(np.zeros_like(counts), counts)),
-            targets={name: to_torch(rows.decode(name)) for name in heads},
+            targets={name: to_torch(self._decode(rows, name)) for name in heads},
         )
+
+    def _decode(self, rows: Rows, head: str) -> Targets:
+        targets = rows.decode(head)
+        return targets if self.id_map is None else self.id_map.targets(targets, rows.spec.head(head))
 
 
 def _ahead(items: Iterator[T], depth: int) -> Iterator[T]:

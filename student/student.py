@@ -13,7 +13,7 @@ from pipeline.targets.strict import nearest
 from student import models
 from student.checkpoint import read
 from student.config import TrainConfig
-from student.data import LABEL, Batch, has_labels
+from student.data import LABEL, Batch, has_labels, id_map
 
 
 class Student(nn.Module):
@@ -30,6 +30,9 @@ class Student(nn.Module):
         self.head = spec.head(config.head)
         self.inputs = _input_name(config, spec)
         self.labelled = has_labels(spec, config.head)
+        # Only of a student whose tokenizer is known is it clear that what it has more is padding.
+        known = config.vocabulary is not None or config.tokenizer_fingerprint is not None
+        self.may_pad = known and self.head.positions == "next_token" and self.head.codec.of == "logits"
         _check_vocabulary(config, spec)
         shape = next(item.shape for item in spec.inputs if item.name == self.inputs)
         self.model = models.build(config.model, shape, self.head.size)
@@ -40,18 +43,23 @@ class Student(nn.Module):
         )
 
     def forward(self, batch: Batch) -> torch.Tensor:
-        """Logits [N, V], in the order of the batch's targets. Raises SpecMismatch if V is not the head's."""
+        """Logits [N, V], in the order of the batch's targets, without those that pad a model's vocabulary.
+        Raises SpecMismatch if V is not the head's.
+        """
         inputs, name = batch.inputs[self.inputs], self.head.name
         logits: torch.Tensor
         if self._halves:
             logits = self.model.head(batch.pick(self.model.features(inputs), name))  # type: ignore[operator]
         else:
             logits = batch.pick(self.model(inputs), name)
+        if self.may_pad and logits.ndim == 2:
+            logits = logits[:, : self.head.size]
         if logits.ndim != 2 or logits.shape[1] != self.head.size:
             raise SpecMismatch(
                 f"the student gives logits of shape {list(logits.shape)}, the teacher's head {name} has "
                 f"{self.head.size} {'classes' if self.head.codec.of == 'logits' else 'features'}: "
-                "give the student as many outputs"
+                "give the student as many outputs, or, if it has more ids than its tokenizer, name that in "
+                "train.vocabulary"
             )
         return logits
 
@@ -63,10 +71,13 @@ class Student(nn.Module):
 def restore(checkpoint: Path, spec: Spec) -> Student:
     """The student of a checkpoint, for example `output`/checkpoints/best, for evaluation.
 
-    spec: of the store it was trained on, `Store.open(url).spec`. Its plain model is `.model`.
+    spec: of the store it was trained on, `Store.open(url).spec`. Its plain model is `.model`. Where it has a
+    tokenizer of its own, both are read again from where the configuration says.
     """
     found = read(checkpoint)
-    student = Student(TrainConfig.model_validate(found.config), spec)
+    config = TrainConfig.model_validate(found.config)
+    mapped = id_map(config.vocabulary, spec)
+    student = Student(config, mapped.spec(spec) if mapped else spec)
     found.load(student.model)
     return student.eval()
 

@@ -67,6 +67,12 @@ class _Run:
                 f"{world.size} ranks"
             )
         self.reader = self._reader("train")
+        mapped = self.reader.id_map
+        if config.loss.kind == "logit_l2" and mapped is not None and mapped.size > len(mapped.ids):
+            raise ConfigError(
+                "loss.kind logit_l2 compares every logit, and the teacher has none for "
+                f"{mapped.size - len(mapped.ids)} of the student's tokens: use tempered_kl"
+            )
         self.holdout = self._reader("holdout") if config.holdout else None
         torch.manual_seed(_seed(config.seed, 0, 0))
         self.student = Student(config, self.reader.spec).to(world.device).train()
@@ -214,6 +220,7 @@ class _Run:
             window_shards=config.window_shards,
             shuffle=split == "train",
             options=config.store.options,
+            vocabulary=config.vocabulary,
         )
 
     def _save(self, best: bool) -> None:

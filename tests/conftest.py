@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import argparse
+import copy
+import json
 import logging
 import os
+import textwrap
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -71,3 +77,63 @@ def ray_session() -> Iterator[None]:
     )
     yield
     ray.shutdown()
+
+
+Change = Callable[[dict[str, Any]], None]
+
+
+@dataclass(frozen=True)
+class Bpe:
+    """A byte-level BPE tokenizer's state, and changed copies of it as files. size: its ids."""
+
+    state: Mapping[str, Any]
+    size: int
+
+    def save(self, folder: Path, *changes: Change) -> str:
+        """A directory with the tokenizer.json that these changes make, one after the other."""
+        state = copy.deepcopy(dict(self.state))
+        for change in changes:
+            change(state)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "tokenizer.json").write_text(json.dumps(state))
+        return str(folder)
+
+    def renumbered(self, numbers: Sequence[int]) -> Change:
+        """Token i becomes token numbers[i]."""
+
+        def change(state: dict[str, Any]) -> None:
+            vocabulary = state["model"]["vocab"]
+            vocabulary.update({word: numbers[id_] for word, id_ in vocabulary.items()})
+            for token in state["added_tokens"]:
+                token["id"] = numbers[token["id"]]
+
+        return change
+
+    def extended(self, count: int) -> Change:
+        """So many more tokens, which no text of the tests has, behind the others."""
+
+        def change(state: dict[str, Any]) -> None:
+            vocabulary = state["model"]["vocab"]
+            first = 1 + max(vocabulary.values())
+            vocabulary.update({f"<extra {i}>": first + i for i in range(count)})
+
+        return change
+
+
+@pytest.fixture(scope="session")
+def bpe() -> Bpe:
+    """A tokenizer trained on Python's own sources: 600 tokens and a special one, <|end|>."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=600, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+    )
+    tokenizer.train([argparse.__file__, textwrap.__file__, json.decoder.__file__], trainer)
+    tokenizer.add_special_tokens(["<|end|>"])
+    state = json.loads(tokenizer.to_str())
+    # An added token keeps a number other than the next one only if the model has it too.
+    state["model"]["vocab"]["<|end|>"] = tokenizer.token_to_id("<|end|>")
+    return Bpe(state, tokenizer.get_vocab_size())

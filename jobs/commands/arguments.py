@@ -54,6 +54,11 @@ def fsspec_options(given: list[str] | None) -> dict[str, Any]:
     return options
 
 
+def is_job(where: str) -> bool:
+    """Whether an argument names a job file, and no store."""
+    return Path(where).suffix in (".yaml", ".yml") and "://" not in where
+
+
 def open_store(where: str, options: list[str] | None) -> tuple[Store, str | None]:
     """The store of a URL or of a job file, and the directory of the job's tokenizer, if it names one.
 
@@ -63,9 +68,9 @@ def open_store(where: str, options: list[str] | None) -> tuple[Store, str | None
     from pipeline.targets.store import Store
 
     given = fsspec_options(options)
-    path = Path(where)
-    if path.suffix not in (".yaml", ".yml") or "://" in where:
+    if not is_job(where):
         return Store.open(where, given), None
+    path = Path(where)
     if sections(path) == {"train"}:
         location = load_train(path).store
         assert location is not None  # load_train refuses a file without one

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import time
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console, ConsoleOptions, RenderResult
 from rich.markup import escape
 from rich.table import Table
 
-from jobs.commands.arguments import JobFile, Overrides
-from jobs.progress import Display
-from jobs.terminal import bar, count, duration, err, out
+from jobs.commands.arguments import Options, Overrides, is_job, open_store
+from jobs.progress import Display, Work
+from jobs.terminal import count, err, out
+from pipeline.targets.errors import UserError
 
 if TYPE_CHECKING:
     from pipeline.audit import Audit, Result
@@ -25,36 +24,11 @@ def register(app: typer.Typer) -> None:
     app.command()(audit)
 
 
-class AuditView:
-    """Rows made again so far."""
-
-    note = ""
-
-    def __init__(self) -> None:
-        self.done = self.rows = 0
-        self.messages: list[str] = []
-        self.began = time.monotonic()
-
-    def on(self, done: int, rows: int) -> None:
-        """Takes the rows that are done, and how many were chosen."""
-        if not done:
-            self.began = time.monotonic()  # loading a teacher is not relabelling
-        self.done, self.rows = done, rows
-
-    def line(self) -> str:
-        """All of it in one plain line."""
-        seconds = time.monotonic() - self.began
-        left = seconds / self.done * (self.rows - self.done) if self.done else None
-        rate = f"{self.done / seconds:.1f} rows/s" if self.done and seconds else "opening the teacher"
-        return f"audited {count(self.done)} of {count(self.rows)} rows, {rate}, left {duration(left)}"
-
-    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        yield bar(self.done, self.rows, options.max_width)
-        yield self.line()
-
-
 def audit(
-    job: JobFile,
+    where: Annotated[
+        str,
+        typer.Argument(metavar="JOB.yaml", help="The job file; with --teacher, a store.", show_default=False),
+    ],
     overrides: Overrides = None,
     rows: Annotated[int, typer.Option(min=1, help="Rows to make again.")] = 64,
     units: Annotated[int, typer.Option(min=1, help="Of at most so many units.")] = 16,
@@ -68,6 +42,16 @@ def audit(
             show_default=False,
         ),
     ] = None,
+    teacher: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DIR|YAML",
+            help="Of an imported store: the directory of the causal language model that it is said to be of, "
+            "or any teacher as a job states it, {kind: …}.",
+            show_default=False,
+        ),
+    ] = None,
+    option: Options = None,
     as_json: Annotated[bool, typer.Option("--json", help="Everything as one JSON object.")] = False,
 ) -> None:
     """Relabel a random sample of a store with the teacher, and compare.
@@ -75,23 +59,34 @@ def audit(
     Reads rows of the job's store, makes their inputs again from the corpus, and asks the teacher again:
     checksums, inputs, that targets are distributions, their values, whether they are right on average, and
     whether they stand at their own tokens. Leaves with code 1 if anything is not true, with a sentence for
-    each finding. An honest store fails with a probability of at most one in a million. An imported store is
-    relabelled from its own inputs, with more tolerance.
+    each finding. An honest store fails with a probability of at most one in a million. An imported store has
+    no job: name its teacher, and it is relabelled from its own inputs, with more tolerance.
 
     \b
       decant audit job.yaml
       decant audit job.yaml --rows 1000 --units 100 --seed 1
-      decant audit job.yaml store.url=runs/imported
+      decant audit runs/imported --teacher models/teacher
+      decant audit runs/imported --teacher '{kind: causal_lm, path: models/teacher, dtype: bfloat16}'
 
     Next: decant train job.yaml, or decant repair job.yaml
     """
-    from jobs.config import load_job
-    from pipeline.audit import audit as run
+    from jobs.config import load_job, load_teacher
+    from pipeline import audit as auditing
 
-    labelling = load_job(job, overrides or ()).labelling()
-    view = AuditView()
-    with Display(view, err()):
-        found = run(labelling, rows, units, seed, tolerance, view.on)
+    if teacher is None and not is_job(where):
+        raise UserError(
+            f"{where} is no job file, and nothing says which teacher to ask: give the job file; for an "
+            "imported store give --teacher"
+        )
+    work = Work("audited", 0, "rows", first="opening the teacher")
+    if teacher is None:
+        labelling = load_job(where, overrides or ()).labelling()
+        with Display(work, err()):
+            found = auditing.audit(labelling, rows, units, seed, tolerance, work.at)
+    else:
+        config, (store, _) = load_teacher(teacher), open_store(where, option)
+        with Display(work, err()):
+            found = auditing.audit_imported(store, config, rows, units, seed, tolerance, work.at)
     if as_json:
         typer.echo(json.dumps(_data(found), indent=2, ensure_ascii=False))
     else:

@@ -2,54 +2,20 @@
 
 from __future__ import annotations
 
-import time
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
-from rich.console import Console, ConsoleOptions, RenderResult
 
 from jobs.commands.arguments import Options, StoreUrl, fsspec_options, open_store
 from jobs.commands.stores import verified
-from jobs.progress import Display
-from jobs.terminal import bar, count, duration, err, out, size
+from jobs.progress import Display, Work
+from jobs.terminal import err, out, size
 from jobs.totals import Totals
-
-if TYPE_CHECKING:
-    from pipeline.targets.commit import Commit
 
 
 def register(app: typer.Typer) -> None:
     """Adds the command."""
     app.command()(convert)
-
-
-class ConvertView:
-    """Units converted so far. units: of the source; done: those that an earlier run has converted."""
-
-    note = ""
-
-    def __init__(self, units: int, done: int) -> None:
-        self.units, self.before, self.now, self.bytes = units, done, 0, 0
-        self.began = time.monotonic()
-        self.messages: list[str] = []
-
-    def on(self, commit: Commit) -> None:
-        """Takes one converted unit."""
-        self.now += 1
-        self.bytes += commit.shard_bytes
-
-    def line(self) -> str:
-        """All of it in one plain line."""
-        seconds, done = time.monotonic() - self.began, self.before + self.now
-        left = seconds / self.now * (self.units - done) if self.now else None
-        return (
-            f"converted {count(done)} of {count(self.units)} units, {size(self.bytes)}, "
-            f"{size(self.bytes / max(seconds, 1e-9))}/s, left {duration(left)}"
-        )
-
-    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        yield bar(self.before + self.now, self.units, options.max_width)
-        yield self.line()
 
 
 def convert(
@@ -89,9 +55,9 @@ def convert(
 
     source, _ = open_store(store, option)
     target = conversion.destination(source, destination, container, fsspec_options(dest_option))
-    view = ConvertView(len(source.committed()), len(target.committed()))
-    with Display(view, err()):
-        conversion.convert(source, target, view.on)
+    work = Work("converted", len(source.committed()), "units", len(target.committed()))
+    with Display(work, err()):
+        conversion.convert(source, target, lambda commit: work.add())
     if verified(target).problems:
         raise typer.Exit(1)
     before, after = (Totals.of(s.commits()).shard_bytes for s in (source, target))

@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console, ConsoleOptions, RenderResult
+from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from jobs.commands.arguments import Options, StoreUrl, open_store
-from jobs.progress import Display
-from jobs.terminal import bar, count, duration, err, out, size
+from jobs.progress import Display, Work
+from jobs.terminal import count, duration, err, out, size
 from pipeline.targets.errors import UserError
 
 if TYPE_CHECKING:
@@ -143,28 +143,6 @@ def inspect(
         console.print("To see text instead of ids: --tokenizer DIR", markup=False)
 
 
-class PageView:
-    """Rows read so far."""
-
-    note = ""
-
-    def __init__(self, rows: int) -> None:
-        self.rows, self.done = rows, 0
-        self.messages: list[str] = []
-
-    def on_row(self) -> None:
-        """Takes one more row."""
-        self.done += 1
-
-    def line(self) -> str:
-        """All of it in one plain line."""
-        return f"read {count(self.done)} of at most {count(self.rows)} rows"
-
-    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        yield bar(self.done, self.rows, options.max_width)
-        yield self.line()
-
-
 def _page(
     store: Store,
     path: Path,
@@ -176,8 +154,8 @@ def _page(
 ) -> None:
     from jobs.viewer.page import write_page
 
-    view = PageView(rows)
-    with Display(view, err()):
+    work = Work("read", rows, "rows")
+    with Display(work, err()):
         shown = write_page(
             store,
             path,
@@ -186,7 +164,7 @@ def _page(
             rows=rows,
             tokens=positions,
             entries=entries,
-            on_row=view.on_row,
+            on_row=work.add,
         )
     out().print(f"{path}: {count(shown)} rows, {size(path.stat().st_size)}", soft_wrap=True, markup=False)
     if store.spec.vocabulary is not None and words is None:

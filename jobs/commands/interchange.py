@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console, ConsoleOptions, RenderResult
 
 from jobs.commands.arguments import Options, StoreUrl, open_store
-from jobs.progress import Display
-from jobs.terminal import bar, count, duration, err, out, size
+from jobs.progress import Display, Work
+from jobs.terminal import count, err, out, size
 
 if TYPE_CHECKING:
     from pipeline.interchange import Importer
@@ -25,40 +23,6 @@ def register(app: typer.Typer) -> None:
     """Adds the commands."""
     app.command("import")(import_)
     app.command()(export)
-
-
-class Progress:
-    """How far a run has come, in bytes or units; the rate is that of the whole run."""
-
-    note = ""
-
-    def __init__(self, doing: str, total: int, unit: str) -> None:
-        self.doing, self.total, self.unit = doing, total, unit
-        self.done = self.rows = 0
-        self.began = time.monotonic()
-        self.messages: list[str] = []
-
-    def bytes(self, number: int) -> None:
-        """Takes bytes that were read."""
-        self.done += number
-
-    def on(self, commit: Commit) -> None:
-        """Takes one unit that is done."""
-        self.done += 1
-        self.rows += commit.rows
-
-    def line(self) -> str:
-        """All of it in one plain line."""
-        show = size if self.unit == "bytes" else count
-        seconds = time.monotonic() - self.began
-        left = seconds / self.done * (self.total - self.done) if self.done else None
-        unit = "" if self.unit == "bytes" else f" {self.unit}"
-        rate = f", {self.rows / max(seconds, 1e-9):,.0f} rows/s" if self.rows else ""
-        return f"{self.doing} {show(self.done)} of {show(self.total)}{unit}{rate}, {duration(left)} left"
-
-    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        yield bar(self.done, self.total, options.max_width)
-        yield self.line()
 
 
 def import_(
@@ -148,16 +112,16 @@ def import_(
     for item in option or ():
         assign(store_options, item)
     files = Source(source, importer.patterns, source_options)
-    checked = Progress("checksums:", files.size, "bytes")
+    checked = Work("checksums:", files.size, "bytes")
     with Display(checked, err()):
-        files.fingerprint(checked.bytes)
+        files.fingerprint(checked.add)
     opened = importing.prepare(importer, files, store, store_options)
     planned, before = opened.planned_count(), len(opened.committed())
-    view = Progress("imported", planned - before, "units")
+    work = Work("imported", planned, "units", before)
     if before < planned:
-        with Display(view, err()):
-            for commit in importing.run(importer, files, opened):
-                view.on(commit)
+        with Display(work, err()):
+            for _ in importing.run(importer, files, opened):
+                work.add()
     opened.compact()
     _summary(list(opened.commits()), opened.url)
 
@@ -203,12 +167,13 @@ def export(
     settings = exporting.TopKExport(head or names[0], k, "next" if alignment == "next" else "self", normalize)
     place = Storage(destination)
     commits = exporting.prepare(opened, place, settings)
-    view = Progress("exported", len(commits), "units")
-    with Display(view, err()):
+    work, rows = Work("exported", len(commits), "units"), 0
+    with Display(work, err()):
         for commit in exporting.run(opened, place, settings, commits):
-            view.on(commit)
+            work.add()
+            rows += commit.rows
     out().print(
-        f"exported: {count(view.rows)} rows in {count(view.done)} files to {place.url}",
+        f"exported: {count(rows)} rows in {count(work.done)} files to {place.url}",
         soft_wrap=True,
         markup=False,
     )

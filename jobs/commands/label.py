@@ -43,12 +43,10 @@ def label(job: JobFile, overrides: Overrides = None) -> None:
     Next: decant inspect STORE, decant verify STORE, decant train job.yaml
     """
     from jobs.config import load_job
-    from pipeline.prepare import prepare
+    from jobs.preparation import prepared
 
     labelling = load_job(job, overrides or ()).labelling()
-
-    with err().status("listing the corpus, opening the teacher …"):
-        store = prepare(labelling)
+    store = prepared(labelling)
     planned, before = store.planned_count(), len(store.committed())
     if before < planned:
         view = LabelView(f"labelling into {store.url}", planned, before, targets_are(store.spec))

@@ -6,48 +6,19 @@ import re
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
-from rich.console import Console, ConsoleOptions, RenderResult
 
 from jobs.commands.arguments import Options, fsspec_options, open_store
-from jobs.progress import Display
-from jobs.terminal import bar, count, err, out, size
+from jobs.progress import Display, Work
+from jobs.terminal import count, err, out
 from pipeline.targets.errors import UserError
 
 if TYPE_CHECKING:
-    from pipeline.targets.commit import Commit
     from pipeline.targets.store import Store
 
 
 def register(app: typer.Typer) -> None:
     """Adds the command."""
     app.command()(merge)
-
-
-class MergeView:
-    """Units merged so far."""
-
-    note = ""
-
-    def __init__(self, units: int) -> None:
-        self.units, self.done, self.rows, self.bytes = units, 0, 0, 0
-        self.messages: list[str] = []
-
-    def on(self, commit: Commit) -> None:
-        """Takes one merged unit."""
-        self.done, self.rows, self.bytes = (
-            self.done + 1,
-            self.rows + commit.rows,
-            self.bytes + commit.shard_bytes,
-        )
-
-    def line(self) -> str:
-        """All of it in one plain line."""
-        done = f"merged {count(self.done)} of {count(self.units)} units"
-        return f"{done}, {count(self.rows)} rows, {size(self.bytes)}"
-
-    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        yield bar(self.done, self.units, options.max_width)
-        yield self.line()
 
 
 def merge(
@@ -77,6 +48,10 @@ def merge(
             help="Names of the stores, in order, that begin the heads' names; by default of their urls."
         ),
     ] = None,
+    container: Annotated[
+        Literal["parquet", "webdataset", "zarr"] | None,
+        typer.Option(help="Of the new store; by default the first store's.", show_default=False),
+    ] = None,
     option: Options = None,
 ) -> None:
     """Merge several teachers' stores of one corpus.
@@ -98,9 +73,11 @@ def merge(
         raise UserError("a merge is of two stores or more: decant merge DEST STORE STORE")
     opened = [open_store(where, option)[0] for where in stores]
     named = _named(opened, name)
-    view = MergeView(opened[0].planned_count())
-    with Display(view, err()):
-        found = merging.merge(destination, named, mode, average, fsspec_options(option), view.on)
+    work = Work("merged", opened[0].planned_count(), "units")
+    with Display(work, err()):
+        found = merging.merge(
+            destination, named, mode, average, fsspec_options(option), container, lambda commit: work.add()
+        )
     console = out()
     console.print(
         f"merged {count(found.units)} units, {count(found.rows)} rows, into {found.store.url}",

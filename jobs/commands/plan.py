@@ -30,13 +30,11 @@ def plan(
     ] = False,
     budget: Annotated[
         str | None,
-        typer.Option(
-            metavar="20B/token", help="Find the threshold that takes so many bytes; writes nothing."
-        ),
+        typer.Option(metavar="20B/token", help="Find the codec that takes so many bytes; writes nothing."),
     ] = None,
     error: Annotated[
         float | None,
-        typer.Option(min=0.0, help="Find the threshold of this squared gradient error; writes nothing."),
+        typer.Option(min=0.0, help="Find the codec of this squared gradient error; writes nothing."),
     ] = None,
     pilot: Annotated[
         int, typer.Option(min=16, help="Targets that --budget and --error label for it.")
@@ -63,32 +61,30 @@ def plan(
     With --budget or --error a pilot labels a few thousand targets in memory and says what threshold to take
     and what it keeps: entries stored, the share of the probability kept and not sampled (head mass), the
     squared error and the angle of the student's gradient against full distributions, and how much
-    probability is in the wrong place on average, which more data does not mend (misplaced).
+    probability is in the wrong place on average, which more data does not mend (misplaced). An embedding head
+    is sized among float16, int8 and codebooks of 8 to 64 bytes; the budget is of a vector alone, the error is
+    one less the mean cosine to the teacher's vector, on vectors that no codebook has seen.
 
     Next: decant label job.yaml
     """
     from jobs.config import load_job
-    from pipeline.prepare import prepare
+    from jobs.preparation import prepared
 
     labelling = load_job(job, overrides or ()).labelling()
     if budget is not None or error is not None:
         _size(job, labelling, budget, error, pilot, head, plot, price)
         return
-    with err().status("listing the corpus, opening the teacher …"):
-        store = prepare(labelling)
+    store = prepared(labelling)
     if measure and (unit := next(iter(store.pending()), None)) is not None:
         from pipeline.label import Labeller
 
         with err().status(f"labelling the first of the pending units, {size(unit.size_bytes)} …"):
             Labeller(labelling).label(unit)
-    console = out()
-    console.print(_table(labelling, store))
+    _say(_table(labelling, store))
     if Extent.of(store).pending:
-        console.print(f"Next: decant label {job}", soft_wrap=True, markup=False)
+        _say(f"Next: decant label {job}")
     else:
-        console.print(
-            f"All units are labelled. Next: decant inspect {store.url}", soft_wrap=True, markup=False
-        )
+        _say(f"All units are labelled. Next: decant inspect {store.url}")
 
 
 def _size(
@@ -101,32 +97,25 @@ def _size(
     plot: Path | None,
     price: float | None,
 ) -> None:
-    """A pilot: the threshold for a budget, what it keeps, and what the corpus will take."""
-    from jobs import sizing
-    from pipeline.pilot import Pilot
+    """A pilot: the codec for a budget, what it keeps, and what the corpus will take."""
+    from jobs import sizing, vector_sizing
+    from pipeline.answers import head_of
 
+    name = head_of(job, head)
     most = None if budget is None else sizing.parse_budget(budget)
-    console = out()
+    wish = sizing.Wish(name, targets, most, error, plot)
+    find = vector_sizing.find if job.store.heads[name].of == "embeddings" else sizing.find
     with err().status("opening the teacher, answering the pilot's targets …") as status:
-        found = Pilot(job, targets, head)
-        status.update(f"looking for a threshold with {count(found.targets)} targets …")
-        chosen = sizing.choose(found, most, error)
-        points = sizing.compared(found, chosen, status.update)
-        status.update("counting the corpus …")
-        corpus = sizing.Corpus(
-            targets=(total := sum(unit.size_bytes for unit in job.corpus.units()) * found.targets_per_byte()),
-            seconds=total * found.seconds_per_target(),
-            replicas=job.label.replicas.max if job.label.engine == "ray" else 1,
-        )
-        if plot is not None:
-            sizing.draw(found, points[0], plot, status.update)
-    target = "token" if found.head.positions == "next_token" else "target"
-    console.print(sizing.table(points, corpus, target))
-    console.print(sizing.summary(corpus, f"{target}s", price), soft_wrap=True, markup=False)
+        found = find(job, wish, status.update)
+    _say(found.table)
+    _say(sizing.summary(found.corpus, f"{found.target}s", price))
     if plot is not None:
-        console.print(f"drawn: {plot}", soft_wrap=True, markup=False)
-    setting = f"store.heads.{found.head.name}.threshold={chosen.threshold:.4g}"
-    console.print(f"Next: decant plan {path} {setting}", soft_wrap=True, markup=False)
+        _say(f"drawn: {plot}")
+    _say(f"Next: decant plan {path} {found.setting}")
+
+
+def _say(what: str | Table) -> None:
+    out().print(what, soft_wrap=isinstance(what, str), markup=False)
 
 
 def _table(job: LabelJob, store: Store) -> Table:
@@ -146,7 +135,9 @@ def _table(job: LabelJob, store: Store) -> Table:
         "labelled", f"{count(extent.committed)} units, {size(extent.committed_bytes)} of the corpus"
     )
     for head in store.spec.heads:
-        settings = ", ".join(f"{key} {value}" for key, value in head.codec.to_json().items() if key != "kind")
+        settings = ", ".join(
+            f"{key} {value}" for key, value in head.codec.to_json().items() if key not in ("kind", "words")
+        )
         table.add_row(f"head {head.name}", f"{count(head.size)} classes, {head.codec.kind} ({settings})")
     table.add_row("to do", _to_do(job, extent, totals, target))
     return table

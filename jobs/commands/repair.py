@@ -8,8 +8,8 @@ import typer
 
 from jobs.commands.arguments import JobFile, Overrides
 from jobs.commands.label import label_units
-from jobs.commands.stores import VerifyView
-from jobs.progress import Display, LabelView
+from jobs.commands.stores import verification
+from jobs.progress import LabelView
 from jobs.terminal import count, err, out
 from jobs.totals import targets_are
 
@@ -42,9 +42,7 @@ def repair(job: JobFile, overrides: Overrides = None) -> None:
 
     labelling = load_job(job, overrides or ()).labelling()
     store = Store.open(labelling.store.url, labelling.store.options)
-    view = VerifyView(len(store.committed()))
-    with Display(view, err()):
-        problems = store.verify(view.on).problems
+    problems = verification(store).problems
     for problem in problems:
         _say(f"{problem.shard or problem.unit}: {problem.reason}")
     damaged = {problem.unit for problem in problems}

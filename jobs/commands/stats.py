@@ -3,48 +3,20 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
-from rich.console import Console, ConsoleOptions, RenderResult
 from rich.markup import escape
 from rich.table import Table
 
 from jobs.commands.arguments import Options, StoreUrl, open_store
-from jobs.progress import Display
-from jobs.terminal import bar, count, duration, err, out, size
-
-if TYPE_CHECKING:
-    from pipeline.targets.commit import Commit
+from jobs.progress import Display, Work
+from jobs.terminal import count, duration, err, out, size
 
 
 def register(app: typer.Typer) -> None:
     """Adds the command."""
     app.command()(stats)
-
-
-class StatsView:
-    """Shards read so far."""
-
-    note = ""
-
-    def __init__(self) -> None:
-        self.done = self.shards = self.bytes = 0
-        self.messages: list[str] = []
-
-    def on(self, commit: Commit, shards: int) -> None:
-        """Takes one shard of so many."""
-        self.done, self.shards, self.bytes = self.done + 1, shards, self.bytes + commit.shard_bytes
-
-    def line(self) -> str:
-        """All of it in one plain line."""
-        if not self.shards:
-            return "reading the commit records"
-        return f"read {count(self.done)} of {count(self.shards)} shards, {size(self.bytes)}"
-
-    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        yield bar(self.done, self.shards, options.max_width)
-        yield self.line()
 
 
 def stats(
@@ -70,9 +42,9 @@ def stats(
     from jobs.statistics import statistics
 
     opened, _ = open_store(store, option)
-    view = StatsView()
-    with Display(view, err()):
-        found = statistics(opened, None if deep else shards, view.on)
+    work = Work("read", 0, "shards", first="reading the commit records")
+    with Display(work, err()):
+        found = statistics(opened, None if deep else shards, work.at)
     if as_json:
         typer.echo(json.dumps(found, indent=2, ensure_ascii=False))
         return

@@ -5,14 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console, ConsoleOptions, RenderResult
 
 from jobs.commands.arguments import Options, StoreUrl, open_store
-from jobs.progress import Display
-from jobs.terminal import bar, count, err, out, size
+from jobs.progress import Display, Work
+from jobs.terminal import count, err, out
 
 if TYPE_CHECKING:
-    from pipeline.targets.commit import Commit
     from pipeline.targets.store import Store
     from pipeline.targets.verify import Verification
 
@@ -25,29 +23,6 @@ def register(app: typer.Typer) -> None:
     app.command()(verify)
     app.command()(compact)
     app.command()(gc)
-
-
-class VerifyView:
-    """Shards read so far."""
-
-    note = ""
-
-    def __init__(self, units: int) -> None:
-        self.units, self.done, self.bytes = units, 0, 0
-        self.messages: list[str] = []
-
-    def on(self, commit: Commit) -> None:
-        """Takes one verified unit."""
-        self.done += 1
-        self.bytes += commit.shard_bytes
-
-    def line(self) -> str:
-        """All of it in one plain line."""
-        return f"verified {count(self.done)} of {count(self.units)} units, {size(self.bytes)}"
-
-    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        yield bar(self.done, self.units, options.max_width)
-        yield self.line()
 
 
 def verify(
@@ -86,11 +61,16 @@ def verify(
     raise typer.Exit(1)
 
 
+def verification(store: Store) -> Verification:
+    """Reads all of a store while a person watches."""
+    work = Work("verified", len(store.committed()), "units")
+    with Display(work, err()):
+        return store.verify(lambda commit: work.add())
+
+
 def verified(store: Store) -> Verification:
     """Reads all of a store while a person watches, and prints what was found."""
-    view = VerifyView(len(store.committed()))
-    with Display(view, err()):
-        result = store.verify(view.on)
+    result = verification(store)
     console = out()
     for problem in result.problems[:MOST]:
         console.print(f"{problem.shard or problem.unit}: {problem.reason}", soft_wrap=True, markup=False)

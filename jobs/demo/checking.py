@@ -14,8 +14,10 @@ from jobs.demo.stages import Stages
 from jobs.terminal import count
 from jobs.totals import Totals
 from pipeline.job import LabelJob
+from pipeline.targets.codecs import Dense
 from pipeline.targets.errors import LabellingFailed
 from pipeline.targets.store import Store
+from pipeline.targets.verify import Verification
 from student.order import blocks_of
 
 TOPK = (8, 16, 64, 128)
@@ -77,7 +79,7 @@ def verified(
         verification = store.verify()
         found = account(job, store)
         garbage = store.gc(grace_seconds=0.0)
-        result = _store_result(store, verification.shards, len(verification.problems))
+        result = store_result(store, HEAD, verification)
         grid = Table.grid(padding=(0, 2))
         for _ in range(2):
             grid.add_column()
@@ -123,9 +125,10 @@ def verified(
     )
 
 
-def _store_result(store: Store, shards: int, problems: int) -> StoreResult:
-    totals = Totals.of(store.commits())
-    head, statistics = store.spec.head(HEAD), totals.statistics
+def store_result(store: Store, head_name: str, verification: Verification) -> StoreResult:
+    """A store's figures; of a head that is stored dense, none of what only sparse ones have."""
+    totals, head = Totals.of(store.commits()), store.spec.head(head_name)
+    statistics, sparse = totals.statistics, not isinstance(head.codec, Dense)
     stored = sum(entry.size for entry in store.storage.list(""))
     id_bytes = 2 if head.size <= 1 << 16 else 4
     return StoreResult(
@@ -143,14 +146,14 @@ def _store_result(store: Store, shards: int, problems: int) -> StoreResult:
             store=stored / totals.targets,
             dense_float32=4.0 * head.size,
             dense_float16=2.0 * head.size,
-            topk={k: k * (id_bytes + 2.0) + 4 for k in TOPK},
+            topk={k: k * (id_bytes + 2.0) + 4 for k in TOPK} if sparse else {},
         ),
-        entries_per_target=statistics[f"{HEAD}.entries"],
-        captured_mass=statistics[f"{HEAD}.captured_mass"],
-        entropy_mean=statistics[f"{HEAD}.entropy"],
-        entropy_histogram=totals.histograms[f"{HEAD}.entropy"],
-        verified_shards=shards,
-        problems=problems,
+        entries_per_target=statistics[f"{head_name}.entries"] if sparse else None,
+        captured_mass=statistics[f"{head_name}.captured_mass"] if sparse else None,
+        entropy_mean=statistics[f"{head_name}.entropy"],
+        entropy_histogram=totals.histograms[f"{head_name}.entropy"],
+        verified_shards=verification.shards,
+        problems=len(verification.problems),
     )
 
 

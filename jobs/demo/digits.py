@@ -25,10 +25,10 @@ from pydantic import Field, PositiveFloat, PositiveInt
 from safetensors.torch import save_model
 from torch import Tensor, nn
 
+from jobs.demo.checking import store_result
 from jobs.demo.digit_images import Digits, Images, Jitter, few, jittered, load
 from jobs.demo.networks import CLASSES, SHAPE, Architecture, Member
-from jobs.demo.results import Bytes, DigitSample, DigitsLeg, DigitsRow, Settings, StoreResult
-from jobs.totals import Totals
+from jobs.demo.results import DigitSample, DigitsLeg, DigitsRow, Settings, StoreResult
 from pipeline.config import Config
 from pipeline.corpus import ArrayFiles
 from pipeline.engine.local import Local
@@ -236,33 +236,7 @@ def checked(store: Store, digits: int) -> StoreResult:
     keys = [key for commit in store.commits() for rows in store.read(commit) for key in rows.keys]
     if len(keys) != digits or len(set(keys)) != digits:
         raise LabellingFailed(f"{len(set(keys))} different digits in {len(keys)} rows instead of {digits}")
-    totals = Totals.of(store.commits())
-    size = sum(entry.size for entry in store.storage.list(""))
-    head = store.spec.head(HEAD)
-    return StoreResult(
-        url=store.url,
-        codec=head.codec.to_json(),
-        vocabulary=head.size,
-        units=totals.units,
-        records=totals.records,
-        rows=totals.rows,
-        targets=totals.targets,
-        bytes=size,
-        shard_bytes=totals.shard_bytes,
-        bytes_per_target=Bytes(
-            shards=totals.shard_bytes / totals.targets,
-            store=size / totals.targets,
-            dense_float32=4 * head.size,
-            dense_float16=2 * head.size,
-            topk={},
-        ),
-        entries_per_target=None,
-        captured_mass=None,
-        entropy_mean=totals.statistics[f"{HEAD}.entropy"],
-        entropy_histogram=totals.histograms[f"{HEAD}.entropy"],
-        verified_shards=verification.shards,
-        problems=len(verification.problems),
-    )
+    return store_result(store, HEAD, verification)
 
 
 def samples(store: Store, count: int = 6) -> list[DigitSample]:

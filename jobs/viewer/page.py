@@ -133,7 +133,7 @@ def _progress(store: Store, progress: dict[str, Any]) -> str:
         out.append(parts.definitions("Means per target", means))
     declared: dict[str, Any] = {"format": f"version {spec.format_version}, {spec.container}"}
     for head in spec.heads:
-        codec = json.dumps(head.codec.to_json(), ensure_ascii=False)
+        codec = json.dumps(head.codec.to_json(), ensure_ascii=False)[:DESCRIBED]  # codebooks are long
         declared[f"head {head.name}"] = f"{head.size:,} classes, {head.positions}: {codec}"
     for item in spec.inputs:
         extents = ("…" if extent is None else str(extent) for extent in item.shape)

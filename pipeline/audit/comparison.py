@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from pipeline.audit.averages import STATISTICS, Averages
-from pipeline.audit.values import DEEPEST, Chunk, Floats, Ints, Noise, compare, entries, softmax
+from pipeline.audit.values import DEEPEST, Chunk, Floats, Noise, compare, entries, softmax
 from pipeline.targets.codecs.base import take, uniforms
 from pipeline.targets.decoded import DenseTargets, SparseTargets, Targets
-from pipeline.targets.plausibility import DISTRIBUTIONS, Shift, ShiftTest, given_of
+from pipeline.targets.plausibility import DISTRIBUTIONS, Shift, ShiftTest, given_of, tokens_of
 from pipeline.targets.rows import Rows
 from pipeline.targets.spec import Head
 from pipeline.teachers.logits import Logits
@@ -42,9 +42,12 @@ class HeadComparison:
     """All that is learned of one head, row by row."""
 
     def __init__(self, head: Head, seed: int, noise: Noise, fresh: np.random.Generator) -> None:
-        """seed: of the store; fresh: of the random numbers that p̃ is encoded with."""
+        """seed: of the store; fresh: of the random numbers that p̃ is encoded with.
+
+        misfitting: of the targets that differ, those of an imported store whose likeliest class is right.
+        """
         self.head, self.seed, self.noise = head, seed, noise
-        self.targets = self.differing = self.equal = 0
+        self.targets = self.differing = self.misfitting = self.equal = 0
         self.worst = 0.0
         self.averages = Averages(head.codec, head.size, noise)
         self._fresh = fresh
@@ -52,17 +55,18 @@ class HeadComparison:
         self._honest_fit = 0.0
         self._by_class = np.zeros(head.size)
 
-    def row(self, logits: Logits, start: int, row: Rows, tokens: Ints | None) -> Iterator[Difference]:
+    def row(self, logits: Logits, start: int, row: Rows) -> Iterator[Difference]:
         """Compare one row: what differs. Everything else is gathered for the results below.
 
-        logits: a batch's; start: the row's first place in the flattened ones. row: one, as stored.
-        tokens: int64 [n + 1] of a row with n next-token targets. Raises ValueError when what the teacher says
-        now cannot be encoded.
+        logits: a batch's, of the head's classes; start: the row's first place in the flattened ones.
+        row: one, as stored, of n next-token targets with its n + 1 tokens. Raises ValueError when what the
+        teacher says now cannot be encoded.
         """
         import torch
 
         head, codec = self.head, self.head.codec
         layout, stored, count = codec.layout(head.size), row.heads[head.name], int(row.counts(head)[0])
+        tokens = tokens_of(row) if head.positions == "next_token" else None
         draws = uniforms(self.seed, head.name, row.keys[0], int(row.view[0]), count, codec.draws)
         given = np.ones(count, dtype=np.bool_) if tokens is None else given_of(row)
         step = max(1, ELEMENTS // head.size)
@@ -85,6 +89,7 @@ class HeadComparison:
                 self.worst, self.equal = max(self.worst, verdict.error), self.equal + verdict.equal
                 if verdict.reason:
                     self.differing += 1
+                    self.misfitting += self.noise.padded and verdict.likeliest <= self.noise.mean
                     yield Difference(first + verdict.at, verdict.reason)
             if isinstance(here, SparseTargets) and given.all():
                 randoms = self._fresh.random((last - first, codec.draws))

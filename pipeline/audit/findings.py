@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from pipeline.audit.averages import Bias
+from pipeline.targets.commit import Commit
 from pipeline.targets.plausibility import FALSE_ALARM, Shift
+from pipeline.targets.rows import Rows
+from pipeline.targets.spec import Head
 
 CHECKS = {
     "spec": "what the store declares is what the job does",
@@ -45,6 +49,43 @@ class Finding:
         place += [f"head {self.head}"] if self.head else []
         rest = f" (and {self.more} more)" if self.more else ""
         return f"{', '.join(place)}: {self.reason}{rest}" if place else f"{self.reason}{rest}"
+
+
+class Findings:
+    """What was found so far, once for each check, unit and head; others of the same kind are counted.
+
+    checked: by check, how many units, rows or targets.
+    """
+
+    def __init__(self) -> None:
+        self.checked: Counter[str] = Counter(dict.fromkeys(CHECKS, 0))
+        self._found: dict[tuple[str, str | None, str | None], Finding] = {}
+
+    def __iter__(self) -> Iterator[Finding]:
+        return iter(self._found.values())
+
+    def add(self, finding: Finding) -> None:
+        """Takes one."""
+        kind = (finding.check, finding.unit, finding.head)
+        first = self._found.get(kind)
+        self._found[kind] = finding if first is None else replace(first, more=first.more + 1)
+
+    def at(
+        self, check: str, commit: Commit, row: Rows, head: Head | None, position: int | None, reason: str
+    ) -> None:
+        """Takes one about a single row. position: of a target; not said of a head with one target a row."""
+        sequence = head is not None and head.positions == "next_token"
+        self.add(
+            Finding(
+                check,
+                reason,
+                unit=commit.unit,
+                key=row.keys[0],
+                view=int(row.view[0]),
+                position=position if sequence else None,
+                head=head.name if head is not None else None,
+            )
+        )
 
 
 @dataclass(frozen=True)

@@ -86,12 +86,14 @@ class Chunk:
 class Verdict:
     """On one target. at: its place in the chunk; reason: what is wrong, "" if nothing is; equal: whether it
     is exactly as expected; error: the largest difference of a log-probability, for dense of a logit, nats.
+    likeliest: that of the likeliest class, infinite where nothing is said of it.
     """
 
     at: int
     reason: str
     equal: bool
     error: float
+    likeliest: float = math.inf
 
 
 def compare(chunk: Chunk, codec: Codec, noise: Noise) -> Iterator[Verdict]:
@@ -159,7 +161,7 @@ def _topk(chunk: Chunk, stored: TopKTargets, expected: TopKTargets, noise: Noise
             reason = f"a class of log-probability {rest[at]:.3f} is missing, and one of {least:.3f} is kept"
         elif kept[at].any() and not tail[at] <= 4 * allowed:
             reason = f"its tail's log-mass differs by {tail[at]:.3f} nats from the teacher's"
-        yield Verdict(at, reason, bool(same[at].all()), float(error[worst]))
+        yield Verdict(at, reason, bool(same[at].all()), float(error[worst]), float(error[0]))
 
 
 def _padded(targets: TopPTargets, width: int) -> TopKTargets:

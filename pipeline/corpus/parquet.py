@@ -79,7 +79,7 @@ class ParquetFiles(FileSource):
                     row += 1
 
     def _values(self, table: pq.ParquetFile, part: Slice) -> Iterator[tuple[int, Any, Any]]:
-        """Row number, text as bytes, and key of the slice's rows."""
+        """Row number, text as bytes, and key as bytes or integer, of the slice's rows."""
         columns = [self.text_column] + ([self.key_column] if self.key_column else [])
         first = 0
         for group in range(table.num_row_groups):
@@ -91,28 +91,31 @@ class ParquetFiles(FileSource):
                         break
                     if at + len(batch) > part.start:
                         texts = as_bytes(batch.column(self.text_column))
-                        keys = batch.column(self.key_column) if self.key_column else None
+                        keys = self._keys(batch) if self.key_column else None
                         for i in range(max(part.start - at, 0), min(part.stop - at, len(batch))):
                             yield at + i, texts[i].as_py(), keys[i].as_py() if keys is not None else None
                     at += len(batch)
             first = stop
 
+    def _keys(self, batch: pa.RecordBatch) -> pa.Array:
+        column = batch.column(self.key_column)
+        return column if pa.types.is_integer(column.type) else as_bytes(column)
+
     def _record(self, position: str, row: int, text: Any, key: Any) -> Record | Quarantined:
-        if text is None:
-            return Quarantined(
-                position, row, None, "undecodable", f"{position}: no value in {self.text_column!r}"
-            )
-        if self.key_column and key is None:
-            return Quarantined(
-                position, row, None, "undecodable", f"{position}: no value in {self.key_column!r}"
-            )
-        try:
-            decoded = text.decode()
-        except UnicodeDecodeError as error:
-            return Quarantined(
-                position, row, None, "undecodable", f"{position}: no UTF-8 at byte {error.start}"
-            )
-        return Record(str(key) if self.key_column else position, row, {"text": decoded})
+        values: dict[str, Any] = {self.text_column: text}
+        if self.key_column:
+            values[self.key_column] = key
+        for column, value in values.items():
+            if value is None:
+                reason = f"{position}: no value in {column!r}"
+                return Quarantined(position, row, None, "undecodable", reason)
+            try:
+                values[column] = value.decode() if isinstance(value, bytes) else value
+            except UnicodeDecodeError as error:
+                reason = f"{position}: no UTF-8 at byte {error.start} of {column!r}"
+                return Quarantined(position, row, None, "undecodable", reason)
+        key = str(values[self.key_column]) if self.key_column else position
+        return Record(key, row, {"text": values[self.text_column]})
 
 
 @contextmanager

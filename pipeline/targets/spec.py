@@ -70,8 +70,9 @@ class Input:
 class Head:
     """One named output of the teacher and how it is stored.
 
-    size: classes V (or features of an embedding). positions: "single", one target a row; "next_token", a row
-    of L tokens has L - 1 targets, target i being the distribution of token i + 1.
+    size: classes V (or features of an embedding); of next tokens, the ids that the tokenizer can produce.
+    positions: "single", one target a row; "next_token", a row of L tokens has L - 1 targets, target i being
+    the distribution of token i + 1.
     """
 
     name: str
@@ -82,8 +83,9 @@ class Head:
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """What the ids mean. size: ids the tokenizer can produce; padded_size: width of the teacher's logits.
-    fingerprint: of the tokenizer's files, so a student cannot pair the targets with another tokenizer.
+    """What the ids mean. size: ids the tokenizer can produce, its largest plus one; padded_size: width of the
+    teacher's logits, which may have more classes than there are ids. fingerprint: of the tokenizer's file, so
+    that no student pairs the targets with another tokenizer unless an id map is asked for.
     """
 
     size: int
@@ -129,6 +131,21 @@ class Spec:
             if head.name == name:
                 return head
         raise SpecMismatch(f"the store has no head {name!r}, it has {[head.name for head in self.heads]}")
+
+    def as_wide_as(self, stored: Spec) -> Spec:
+        """The same for a store that was begun when logits were not yet cut to the tokenizer's ids: such a
+        store's heads are as wide as the teacher's logits, and stay so.
+        """
+        if self.vocabulary is None:
+            return self
+        whole = {head.name for head in stored.heads if head.size == self.vocabulary.padded_size}
+        heads = tuple(
+            dataclasses.replace(head, size=self.vocabulary.padded_size)
+            if head.name in whole and head.positions == "next_token" and head.codec.of == "logits"
+            else head
+            for head in self.heads
+        )
+        return dataclasses.replace(self, heads=heads)
 
     @property
     def fingerprint(self) -> str:

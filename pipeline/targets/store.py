@@ -61,6 +61,7 @@ class Store:
         storage.probe()
         if not storage.put_if_absent(SPEC, spec.to_json(indent=1).encode()):
             found = Spec.from_json(storage.read(SPEC))
+            spec = spec.as_wide_as(found)
             if found.fingerprint != spec.fingerprint:
                 what = "; ".join(differences(spec, found))
                 raise SpecMismatch(
@@ -68,6 +69,15 @@ class Store:
                     "give another store url, or go back to the settings of the store"
                 )
         return cls(storage, spec)
+
+    @classmethod
+    def exists(cls, url: str, options: Mapping[str, Any] | None = None) -> bool:
+        """Whether there is a store."""
+        try:
+            Storage(url, options).read(SPEC)
+        except FileNotFoundError:
+            return False
+        return True
 
     @classmethod
     def open(cls, url: str, options: Mapping[str, Any] | None = None) -> Store:

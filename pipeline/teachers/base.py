@@ -21,10 +21,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Output:
-    """A head that a teacher offers. size: classes V, the width of its logits."""
+    """A head that a teacher offers. size: classes V, the width of its logits. padded: whether some members of
+    an ensemble have more than these, which only logits beyond the tokenizer's ids may.
+    """
 
     size: int
     positions: Positions
+    padded: bool = False
 
 
 @dataclass(frozen=True)

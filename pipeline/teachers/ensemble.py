@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class Ensemble(TeacherConfig):
-    """Teachers with the same heads, averaged."""
+    """Teachers with the same heads, averaged. Logits of next tokens may differ in what pads them."""
 
     kind: Literal["ensemble"] = "ensemble"
     """An average of teachers."""
@@ -42,11 +42,14 @@ class EnsembleTeacher:
         self.members: list[Teacher] = [member.load() for member in config.members]
         self.outputs: dict[str, Output] = dict(self.members[0].outputs)
         for i, member in enumerate(self.members[1:], start=2):
-            if dict(member.outputs) != self.outputs:
+            if not _alike(member.outputs, self.members[0].outputs):
                 raise UserError(
                     f"member {i} of the ensemble has the heads {dict(member.outputs)}, "
-                    f"the first has {self.outputs}: only like heads can be averaged"
+                    f"the first has {dict(self.members[0].outputs)}: only like heads can be averaged"
                 )
+            self.outputs = {
+                name: _common(output, member.outputs[name]) for name, output in self.outputs.items()
+            }
         described = [dict(member.description) for member in self.members]
         text = json.dumps([self.average, described], sort_keys=True)
         self.description: dict[str, Any] = {
@@ -57,8 +60,25 @@ class EnsembleTeacher:
         }
 
     def __call__(self, batch: Batch) -> Mapping[str, Logits]:
-        """By head the mean of the members' logits, or of their probabilities: see `Mean`."""
+        """By head the mean of the members' logits, or of their probabilities, of the classes that all have:
+        see `Mean`.
+        """
         answers = [member(batch) for member in self.members]
         return {
-            name: Mean([as_logits(answer[name]) for answer in answers], self.average) for name in self.outputs
+            name: Mean([as_logits(answer[name]).first(output.size) for answer in answers], self.average)
+            for name, output in self.outputs.items()
         }
+
+
+def _alike(ours: Mapping[str, Output], theirs: Mapping[str, Output]) -> bool:
+    """Whether the heads can be averaged. Language models of one tokenizer may pad it differently."""
+    return ours.keys() == theirs.keys() and all(
+        output.positions == theirs[name].positions
+        and (output.size == theirs[name].size or output.positions == "next_token")
+        for name, output in ours.items()
+    )
+
+
+def _common(a: Output, b: Output) -> Output:
+    """Of two like heads, what both have."""
+    return Output(min(a.size, b.size), a.positions, a.padded or b.padded or a.size != b.size)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
@@ -36,6 +36,12 @@ class Logits(ABC):
     def rows(self, chosen: torch.Tensor) -> torch.Tensor:
         """Some rows, [n, V], on the device. chosen: int64 [n], places in the flattened [views * L]."""
 
+    @abstractmethod
+    def first(self, classes: int) -> Logits:
+        """The same without what is behind so many classes, as if the teacher had no more. What is left out
+        is not computed, if it was not before, and has no part in any normalisation.
+        """
+
     def whole(self) -> torch.Tensor:
         """All of them at once, in their shape: for what cannot work by rows."""
         import torch
@@ -59,6 +65,9 @@ class Given(Logits):
 
     def rows(self, chosen: torch.Tensor) -> torch.Tensor:
         return self.tensor.flatten(0, -2).index_select(0, chosen.to(self.device))
+
+    def first(self, classes: int) -> Given:
+        return Given(self.tensor[..., :classes])
 
 
 @dataclass(frozen=True)
@@ -84,6 +93,11 @@ class Projection:
             logits = (logits / self.softcap).tanh() * self.softcap
         return logits
 
+    def first(self, classes: int) -> Projection:
+        """To so many classes; weight and bias as views."""
+        bias = None if self.bias is None else self.bias[:classes]
+        return replace(self, weight=self.weight[:classes], bias=bias)
+
 
 @dataclass(frozen=True)
 class Projected(Logits):
@@ -103,10 +117,13 @@ class Projected(Logits):
     def rows(self, chosen: torch.Tensor) -> torch.Tensor:
         return self.projection(Given(self.hidden).rows(chosen))
 
+    def first(self, classes: int) -> Projected:
+        return Projected(self.hidden, self.projection.first(classes))
+
 
 @dataclass(frozen=True)
 class Mean(Logits):
-    """The mean of several, in float32 on the first one's device.
+    """The mean of several of one shape, in float32 on the first one's device.
 
     "logits": mean_m z_m. "probabilities": log mean_m softmax(z_m).
     """
@@ -140,6 +157,9 @@ class Mean(Logits):
         assert total is not None
         count = len(self.members)
         return total - math.log(count) if self.of == "probabilities" else total / count
+
+    def first(self, classes: int) -> Mean:
+        return Mean([member.first(classes) for member in self.members], self.of)
 
 
 def as_logits(value: Logits | torch.Tensor) -> Logits:

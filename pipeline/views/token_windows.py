@@ -1,15 +1,12 @@
 """Token windows: a text becomes windows of at most `length` tokens.
 
-It knows the tokenizer's own file (tokenizer.json, read by the tokenizers library: no remote code). It knows
-no model.
+It knows how text is cut; the tokenizer's file is `targets.tokenizer`'s. It knows no model.
 """
 
 from __future__ import annotations
 
-import hashlib
-import os
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import numpy as np
 from pydantic import Field
@@ -17,11 +14,8 @@ from pydantic import Field
 from pipeline.corpus.base import Record
 from pipeline.targets.errors import UserError
 from pipeline.targets.spec import Input, Vocabulary
+from pipeline.targets.tokenizer import TokenizerFile
 from pipeline.views.base import Rejected, Renderer, View, Views
-
-if TYPE_CHECKING:
-    from tokenizers import Tokenizer
-
 
 PIECE = 1 << 20
 
@@ -52,23 +46,7 @@ class TokenWindows(Views):
 
     def load(self) -> WindowRenderer:
         """Raises UserError when there is no tokenizer.json or it cannot be read."""
-        from tokenizers import Tokenizer
-
-        path = os.path.abspath(os.path.expanduser(self.tokenizer))
-        if os.path.isdir(path):
-            path = os.path.join(path, "tokenizer.json")
-        try:
-            with open(path, "rb") as file:
-                data = file.read()
-        except OSError as error:
-            raise UserError(
-                f"no tokenizer at {self.tokenizer}: give a directory with a tokenizer.json"
-            ) from error
-        try:
-            tokenizer = Tokenizer.from_buffer(data)
-        except Exception as error:
-            raise UserError(f"{path} is no tokenizer that the tokenizers library reads: {error}") from error
-        return WindowRenderer(self, tokenizer, hashlib.sha256(data).hexdigest())
+        return WindowRenderer(self, TokenizerFile.load(self.tokenizer))
 
 
 class WindowRenderer(Renderer):
@@ -78,19 +56,17 @@ class WindowRenderer(Renderer):
     builds the spec puts that in its place.
     """
 
-    def __init__(self, config: TokenWindows, tokenizer: Tokenizer, fingerprint: str) -> None:
+    def __init__(self, config: TokenWindows, tokenizer: TokenizerFile) -> None:
         if config.min_length > config.length:
             raise UserError(f"views.min_length ({config.min_length}) is larger than length ({config.length})")
-        tokenizer.no_truncation()  # a tokenizer.json may hold either, and both would change the text's tokens
-        tokenizer.no_padding()
         self.config, self.tokenizer = config, tokenizer
-        size = 1 + max(tokenizer.get_vocab(with_added_tokens=True).values(), default=-1)
+        size = tokenizer.size
         self.dtype = "<u2" if size <= 1 << 16 else "<u4"
         self.inputs = (Input("tokens", self.dtype, (None,)),)
-        self.vocabulary = Vocabulary(size, size, fingerprint)
+        self.vocabulary = Vocabulary(size, size, tokenizer.fingerprint)
         self.description = {
             "kind": config.kind,
-            "fingerprint": fingerprint,
+            "fingerprint": tokenizer.fingerprint,
             "length": config.length,
             "min_length": config.min_length,
             "field": config.field,
@@ -102,7 +78,7 @@ class WindowRenderer(Renderer):
         if not isinstance(text, str):
             raise Rejected("undecodable", f"{record.key} has no text in its field {self.config.field!r}")
         try:
-            ids = [np.array(self._encode(piece), dtype=self.dtype) for piece in pieces(text, PIECE)]
+            ids = [np.array(self.tokenizer.encode(piece), dtype=self.dtype) for piece in pieces(text, PIECE)]
         except TypeError as error:  # what the library says of a str with a lone surrogate
             raise Rejected("undecodable", f"{record.key} is no valid Unicode text") from error
         tokens = np.concatenate(ids)
@@ -113,12 +89,6 @@ class WindowRenderer(Renderer):
         if not windows:
             raise Rejected("empty", f"{record.key} has {len(tokens)} tokens, too few for a window")
         return [View({"tokens": window}, len(window)) for window in windows]
-
-    def _encode(self, piece: str) -> list[int]:
-        # The fast one gives the same ids, and no offsets, in three quarters of the time.
-        (encoding,) = self.tokenizer.encode_batch_fast([piece], add_special_tokens=False)
-        ids: list[int] = encoding.ids
-        return ids
 
 
 def pieces(text: str, size: int) -> Iterator[str]:

@@ -189,32 +189,68 @@ def test_a_budget_becomes_a_threshold_a_table_and_a_picture(small_job: Any, deca
     assert '"plenty" is no number of bytes' in wrong.stderr
 
 
-def test_embeddings_are_labelled_by_codebooks_and_shown_by_norm_and_first_values(
-    tmp_path: Path, decant: Decant
-) -> None:
+@pytest.fixture
+def embedding_job(tmp_path: Path) -> Path:
+    """The file of a job whose teacher, a fake one, says one of 64 vectors of 16 features of each image."""
     import numpy as np
     import yaml
 
-    from pipeline.targets.codecs.codebooks import train
-
-    np.save(tmp_path / "images.npy", np.random.default_rng(0).random((20, 1, 4, 4)).astype(np.float32))
-    books = train(np.random.default_rng(1).normal(0, 3, (300, 10)), 5, iterations=2)
+    np.save(tmp_path / "images.npy", np.random.default_rng(0).random((400, 1, 4, 4)).astype(np.float32) * 40)
     settings = {
         "corpus": {"kind": "arrays", "urls": ["images.npy"]},
         "views": {"kind": "arrays", "shape": [1, 4, 4]},
-        "teacher": {"kind": "fake", "size": 10, "positions": "single"},
-        "store": {"url": "store", "heads": {"logits": books.to_json()}},
+        "teacher": {"kind": "fake", "size": 16, "positions": "single"},
+        "store": {"url": "store", "heads": {"logits": {"kind": "codebooks", "bytes": 8, "pilot": 400}}},
         "train": {"output": "student", "model": {"kind": "mlp", "hidden": [8]}, "steps": 2, "batch_rows": 4},
     }
     (tmp_path / "job.yaml").write_text(yaml.safe_dump(settings))
-    assert decant(tmp_path, "label", "job.yaml").exit_code == 0
-    report = json.loads(decant(tmp_path, "inspect", "store", "--json", "--entries", "4").stdout)
+    return tmp_path
+
+
+def test_embeddings_are_labelled_by_codebooks_that_are_learned_first_and_never_again(
+    embedding_job: Path, decant: Decant
+) -> None:
+    import numpy as np
+
+    planned = decant(embedding_job, "plan", "job.yaml")
+    assert planned.exit_code == 0, planned.output
+    assert "codebooks of the head logits: 8 bytes a vector, learned from 320 vectors" in planned.stdout
+    assert "on 80 others" in planned.stdout
+    assert "16 classes, codebooks (size 16, count 8)" in planned.stdout
+    assert "codebooks of the logits, learned: 7 of 8" in planned.stderr
+    labelled = decant(embedding_job, "label", "job.yaml")
+    assert labelled.exit_code == 0, labelled.output
+    assert "learned" not in labelled.output
+    report = json.loads(decant(embedding_job, "inspect", "store", "--json", "--entries", "4").stdout)
     (target,) = report["rows"][0]["heads"]["logits"]
     assert len(target["values"]) == 4
     assert target["norm"] >= np.linalg.norm(target["values"])
-    assert report["progress"]["statistics"]["logits.cosine"] > 0.5
-    drawn = decant(tmp_path, "inspect", "store").stdout
+    assert report["progress"]["statistics"]["logits.cosine"] > 0.99
+    drawn = decant(embedding_job, "inspect", "store").stdout
     assert f"{target['values'][0]:.4g}" in drawn
     assert "the first values" in drawn
-    assert books.words not in drawn
-    assert decant(tmp_path, "train", "job.yaml").exit_code == 0
+    assert max(map(len, drawn.splitlines())) < 300
+    assert decant(embedding_job, "audit", "job.yaml").exit_code == 0
+    assert decant(embedding_job, "repair", "job.yaml").exit_code == 0
+    assert decant(embedding_job, "train", "job.yaml").exit_code == 0
+
+
+def test_a_budget_of_an_embedding_head_becomes_a_codec_a_table_and_a_picture(
+    embedding_job: Path, decant: Decant
+) -> None:
+    wanted = ("plan", "job.yaml", "--pilot", "400")
+    run = decant(embedding_job, *wanted, "--budget", "10B", "--plot", "pilot.svg")
+    assert run.exit_code == 0, run.stderr
+    lines = [line.replace("→", "").split() for line in run.stdout.splitlines()]
+    assert lines[0][:3] == ["codec", "bytes", "cosine"]
+    names = [" ".join(line[:2]) for line in lines[1:5]]
+    assert names == ["embedding float16", "embedding int8", "codebooks 16", "codebooks 8"]
+    assert [float(line[2]) for line in lines[1:5]] == [32, 20, 16, 8]
+    assert all(float(line[3]) > 0.99 for line in lines[1:5])
+    assert "→ codebooks 8" in run.stdout
+    assert '\'store.heads.logits={"kind": "codebooks", "bytes": 8}\'' in run.stdout
+    assert "<svg" in (embedding_job / "pilot.svg").read_text()
+    assert not (embedding_job / "store").exists()
+    none = decant(embedding_job, *wanted, "--budget", "4B")
+    assert none.exit_code == 2
+    assert "no codec is within the budget and the error" in none.stderr

@@ -176,10 +176,9 @@ def test_no_store(small_job: Any, decant: Decant) -> None:
     assert "there is no store at" in sentence(decant(small_job.folder, "train", str(small_job.file)), 2)
 
 
-def test_the_wrong_tokenizer_for_a_store(small_job: Any, decant: Decant, tmp_path: Path) -> None:
+def test_the_wrong_tokenizer_for_a_store(small_job: Any, decant: Decant, tmp_path: Path, bpe: Any) -> None:
     label_one(decant, small_job)
-    (tmp_path / "other").mkdir()
-    (tmp_path / "other" / "tokenizer.json").write_text("{}")
+    bpe.save(tmp_path / "other")
     said = sentence(decant(small_job.folder, "inspect", "store", "--tokenizer", "other"), 2)
     assert "not the tokenizer that the store's token ids come from" in said
 

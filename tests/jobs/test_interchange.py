@@ -154,3 +154,37 @@ def test_a_half_written_source_leaves_no_store(decant: Decant, tmp_path: Path, c
     assert result.exit_code == 1
     assert "b.parquet is broken or no Parquet" in " ".join(result.stderr.split())
     assert not (tmp_path / "store").exists()
+
+
+def test_an_imported_store_is_audited_with_the_teacher_that_is_named(tmp_path: Path, decant: Decant) -> None:
+    from pipeline.teachers import Fake
+
+    columns: dict[str, list[Any]] = {"input_ids": [], "target_token_ids": [], "target_logprobs": []}
+    for seed in range(6):
+        tokens = np.random.default_rng(seed).integers(0, 64, 40)
+        logits = Fake(size=320).load().logits(tokens).astype(np.float64)
+        log_p = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
+        ids = np.argsort(-log_p, axis=1)[:, :32]
+        columns["input_ids"].append(tokens.tolist())
+        columns["target_token_ids"].append(ids.tolist())
+        columns["target_logprobs"].append(np.take_along_axis(log_p, ids, axis=1).tolist())
+    pq.write_table(pa.table(columns), tmp_path / "kd.parquet")
+    made = decant(tmp_path, "import", "topk-columns", "kd.parquet", "store", "--size", "320", "--k", "32")
+    assert made.exit_code == 0, made.output
+    assert "imported 1 of 1 units" in made.stderr
+    true = decant(tmp_path, "audit", "store", "--teacher", "{kind: fake, size: 320}")
+    assert true.exit_code == 0, true.output
+    assert "nothing is wrong in 6 rows of 1 units" in true.stdout
+    other = decant(tmp_path, "audit", "store", "--teacher", "{kind: fake, size: 320, seed: 1}")
+    assert other.exit_code == 1
+    assert "another teacher, or other weights" in other.stdout
+    for words, said in (
+        (["store"], "give --teacher"),
+        (["store", "--teacher", "nowhere"], "nowhere"),
+        (["store", "--teacher", "{kind: fake, sizes: 3}"], "--teacher: teacher.sizes: unknown key"),
+        (["nowhere", "--teacher", "{kind: fake, size: 320}"], "no store at"),
+        (["store", "--teacher", "{kind: fake, size: 9}"], "has not the head logits"),
+    ):
+        refused = decant(tmp_path, "audit", *words)
+        assert refused.exit_code == 2, refused.output
+        assert said in refused.stderr

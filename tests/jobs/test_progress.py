@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from jobs.progress import Display, LabelView
+from jobs.progress import Display, LabelView, Work
 from jobs.signals import Drain
 from pipeline.engine.base import Committed, Event, Failed, ReplicaLost, ReplicaPending, Started
 from pipeline.targets.commit import Commit, quarantine_name, shard_name
@@ -108,6 +108,24 @@ def test_a_display_ends_with_the_last_state(terminal: bool) -> None:
     if not terminal:
         assert shown.count("replica 1 lost: killed") == 1
         assert shown.count("units 5 of 5") >= 2
+
+
+@pytest.mark.parametrize(
+    ("unit", "said"),
+    [
+        ("units", "verified 30 of 50 units, 2.0 units/s, 10 s left"),
+        ("bytes", "verified 30 B of 50 B, 2 B/s, 10 s left"),
+        ("", "verified 30 of 50, 2.0/s, 10 s left"),
+    ],
+)
+def test_work_says_its_rate_and_the_time_left_without_what_an_earlier_run_did(unit: str, said: str) -> None:
+    work = Work("verified", 0, unit, done=10, first="opening")
+    assert work.line() == "verified: opening"
+    work.at(10, 50)
+    assert work.line().endswith("opening, unknown left")
+    work.add(20)
+    work.began -= 10
+    assert work.line() == said
 
 
 def test_nothing_is_drawn_without_a_console() -> None:

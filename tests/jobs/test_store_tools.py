@@ -210,6 +210,11 @@ def test_two_stores_are_merged(labelled: Any, decant: Decant, mode: str) -> None
     report = json.loads(decant(labelled.folder, "inspect", "merged", "--json", "--rows", "1").stdout)
     heads = {"join": {"store_logits", "other_logits"}, "average": {"logits"}}[mode]
     assert set(report["rows"][0]["heads"]) == heads
+    tar = decant(
+        labelled.folder, "merge", "tar", "store", "other", "--mode", mode, "--container", "webdataset"
+    )
+    assert tar.exit_code == 0, tar.output
+    assert list((labelled.folder / "tar" / "shards").rglob("*.tar"))
     head = f"train.head={sorted(heads)[0]}"
     assert decant(labelled.folder, "train", job, "train.store.url=merged", head).exit_code == 0
 

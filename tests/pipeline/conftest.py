@@ -1,4 +1,4 @@
-"""A corpus of words, a tokenizer for it, and labelling jobs on it with the fake teacher."""
+"""A corpus of words, a tokenizer for it, jobs on it with the fake teacher; and a tiny real model."""
 
 from __future__ import annotations
 
@@ -70,3 +70,19 @@ def make_job(tmp_path: Path) -> JobMaker:
         )
 
     return make
+
+
+@pytest.fixture(scope="session")
+def model_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny real llama of random weights, with its tokenizer."""
+    from tests.pipeline.tiny_llama import make_llama
+
+    return make_llama(tmp_path_factory.mktemp("llama"))
+
+
+@pytest.fixture
+def changed_teacher(model_directory: Path, tmp_path: Path) -> Path:
+    """The same model but for one layer's matrix, a tenth of which is other numbers."""
+    from tests.pipeline.tiny_llama import change_a_layer
+
+    return change_a_layer(model_directory, tmp_path / "changed")

@@ -14,6 +14,7 @@ from pipeline.job import LabelJob
 from pipeline.label import Labeller
 from pipeline.merge import merge
 from pipeline.prepare import prepare
+from pipeline.targets import convert as conversion
 from pipeline.targets.decoded import DenseTargets, SparseTargets
 from pipeline.targets.errors import SpecMismatch
 from pipeline.targets.rows import Ragged, Rows
@@ -76,6 +77,30 @@ def test_a_join_has_every_target_of_both_beside_the_same_tokens(
             np.testing.assert_array_equal(joined.heads[f"{name}_logits"][field], array)
     assert done.store.spec.teacher["members"]["b"] == stores["b"].spec.teacher
     assert Store.open(done.store.url).spec.fingerprint == done.store.spec.fingerprint
+
+
+@pytest.mark.parametrize("container", ["parquet", "webdataset", "zarr"])
+@pytest.mark.parametrize("mode", ["join", "average"])
+def test_a_merge_has_the_container_of_its_first_store_unless_another_is_named(
+    pair: Any, tmp_path: Path, container: Any, mode: Any
+) -> None:
+    stores = pair(DENSE, DENSE)
+    sources = dict(stores)
+    if container != "parquet":
+        sources["a"] = conversion.destination(stores["a"], str(tmp_path / "converted"), container)
+        conversion.convert(stores["a"], sources["a"])
+    inherited = merge(str(tmp_path / "one"), sources, mode).store
+    named = merge(str(tmp_path / "two"), stores, mode, container=container).store
+    plain = merge(str(tmp_path / "three"), stores, mode).store
+    wanted = rows_of(plain)
+    for made in (inherited, named):
+        assert Store.open(made.url).spec.container == container
+        assert made.verify().problems == ()
+        rows = rows_of(made)
+        assert rows.keys == wanted.keys
+        for head in wanted.heads:
+            np.testing.assert_array_equal(rows.heads[head]["logits"], wanted.heads[head]["logits"])
+    assert plain.spec.container == "parquet"
 
 
 def test_a_join_of_single_and_token_heads_keeps_the_tokens_counts(make_job: MakeJob, tmp_path: Path) -> None:
@@ -151,6 +176,7 @@ def test_an_average_of_sampled_stores_is_unbiased(pair: Any, tmp_path: Path) -> 
     assert isinstance(tokens, Ragged)
     said = np.concatenate([tokens[i][:-1] for i in range(len(rows))])
     tables = [FakeTeacher(Fake(size=128, seed=seed)).logits(said).astype(np.float64) for seed in (0, 1)]
+    tables = [z[:, : mean.size] for z in tables]  # the tokenizer has fewer ids than the teachers classes
     p = np.mean([np.exp(z) / np.exp(z).sum(axis=1, keepdims=True) for z in tables], axis=0)
     owner = np.repeat(np.arange(len(said)), np.diff(mean.offsets))
     dense = np.zeros_like(p)
@@ -164,6 +190,16 @@ def test_an_average_of_sampled_stores_is_unbiased(pair: Any, tmp_path: Path) -> 
         assert abs(d.sum()) < 5 * np.sqrt((d**2).sum())
     rare = off[p < 0.01]
     assert abs(rare.sum()) < 5 * np.sqrt((rare**2).sum())
+
+
+def test_teachers_that_pad_their_logits_differently_are_averaged(make_job: MakeJob, tmp_path: Path) -> None:
+    stores = {
+        name: label(make_job(store=name, heads={"logits": DENSE}, teacher={"size": size}))
+        for name, size in (("narrow", 96), ("wide", 256))
+    }
+    spec = merge(str(tmp_path / "mean"), stores, "average").store.spec
+    assert spec.vocabulary is not None
+    assert (spec.head("logits").size, spec.vocabulary.size, spec.vocabulary.padded_size) == (91, 91, 96)
 
 
 def test_what_was_merged_stays_and_what_comes_later_is_added(
@@ -205,9 +241,9 @@ def test_what_cannot_be_merged_is_refused_with_the_reason(
     mixed = {"a": stores["a"], "c": label(make_job(store="c", heads={"logits": DENSE}))}
     with pytest.raises(SpecMismatch, match="average"):
         merge(str(tmp_path / "mean"), mixed, "average")
-    wide = label(make_job(store="wide", heads={"logits": DENSE}, teacher={"size": 256}))
+    single = label(make_job(store="single", heads={"logits": DENSE}, teacher={"positions": "single"}))
     with pytest.raises(SpecMismatch, match="only like heads"):
-        merge(str(tmp_path / "mean"), {"c": mixed["c"], "wide": wide}, "average")
+        merge(str(tmp_path / "mean"), {"c": mixed["c"], "single": single}, "average")
     other = dataclasses.replace(
         stores["b"].spec, vocabulary=dataclasses.replace(stores["b"].spec.vocabulary, fingerprint="x")
     )

@@ -3,12 +3,10 @@
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from pipeline.job import LabelJob
 from pipeline.prepare import prepare
-from pipeline.targets.codecs.codebooks import train
 from pipeline.targets.errors import ConfigError, CorpusChanged, SpecMismatch
 
 MakeJob = Callable[..., LabelJob]
@@ -37,11 +35,11 @@ def test_another_job_in_the_same_store_is_refused_by_what_differs(make_job: Make
         prepare(make_job(teacher={"seed": 5}))
 
 
-def test_the_spec_says_how_wide_the_logits_are(make_job: MakeJob) -> None:
+def test_a_head_has_the_tokenizers_ids_and_the_spec_says_how_wide_the_logits_are(make_job: MakeJob) -> None:
     spec = prepare(make_job()).spec
     assert spec.vocabulary is not None
     assert (spec.vocabulary.size, spec.vocabulary.padded_size) == (91, 128)
-    assert spec.head("logits").size == 128
+    assert spec.head("logits").size == 91
 
 
 def test_an_embedding_may_have_fewer_features_than_the_tokenizer_has_ids(make_job: MakeJob) -> None:
@@ -61,10 +59,15 @@ def test_probabilities_of_an_embedding_are_not_averaged(make_job: MakeJob) -> No
     prepare(make_job(teacher=ensemble, heads=heads))
 
 
-def test_codebooks_of_another_size_are_refused(make_job: MakeJob) -> None:
-    books = train(np.random.default_rng(0).normal(size=(256, 4)), 2, iterations=1)
-    with pytest.raises(ConfigError, match=r"store\.heads\.logits: .* for 4 features, the head has 128"):
-        prepare(make_job(heads={"logits": books.to_json()}))
+def test_embeddings_of_members_of_different_sizes_are_not_averaged(make_job: MakeJob) -> None:
+    """Logits of next tokens are: what the wider one has more is padding."""
+    members = [{"kind": "fake", "size": size} for size in (128, 96)]
+    ensemble = {"kind": "ensemble", "members": members}
+    with pytest.raises(ConfigError, match=r'their heads "logits" have different sizes'):
+        prepare(make_job(teacher=ensemble, heads={"logits": {"kind": "embedding"}}))
+    spec = prepare(make_job(teacher=ensemble)).spec
+    assert spec.vocabulary is not None
+    assert (spec.head("logits").size, spec.vocabulary.padded_size) == (91, 96)
 
 
 def test_the_spec_says_in_which_container_the_shards_are(make_job: MakeJob) -> None:

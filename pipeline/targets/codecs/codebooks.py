@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -133,12 +134,20 @@ class Codebooks(Codec):
         return {"entries": each, "payload_bytes": each}
 
 
-def train(pilot: Array, count: int, *, seed: int = 0, iterations: int = 25) -> Codebooks:
+def train(
+    pilot: Array,
+    count: int,
+    *,
+    seed: int = 0,
+    iterations: int = 25,
+    progress: Callable[[int], None] | None = None,
+) -> Codebooks:
     """`count` books for vectors like those of a pilot, [M, D], by Lloyd's k-means; M of 10,000 is plenty.
 
     The same arguments give the same books on one machine; on another, matrix products may round otherwise.
-    It takes about 512 M D operations an iteration. Raises ValueError for a pilot of fewer than 256 vectors,
-    or with a feature that float16 does not hold, and for a D that is no multiple of count.
+    It takes about 512 M D operations an iteration. progress: told how many books are learned.
+    Raises ValueError for a pilot of fewer than 256 vectors, or with a feature that float16 does not hold, and
+    for a D that is no multiple of count.
     """
     pilot = np.asarray(pilot, dtype=np.float64)
     if pilot.ndim != 2 or len(pilot) < WORDS:
@@ -150,7 +159,11 @@ def train(pilot: Array, count: int, *, seed: int = 0, iterations: int = 25) -> C
         raise ValueError("the pilot has a feature that is not finite, or beyond 65504: scale the vectors")
     rng = np.random.default_rng(seed)
     parts = pilot.reshape(len(pilot), count, size // count)
-    books = np.stack([_k_means(parts[:, number], rng, iterations) for number in range(count)])
+    books = np.empty((count, WORDS, size // count))
+    for number in range(count):
+        if progress is not None:
+            progress(number)
+        books[number] = _k_means(parts[:, number], rng, iterations)
     words = base64.b64encode(books.astype("<f2").tobytes()).decode()
     return Codebooks(size=size, count=count, words=words)
 

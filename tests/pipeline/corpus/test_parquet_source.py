@@ -52,6 +52,30 @@ def test_nulls_and_bytes_that_are_no_utf8_are_quarantined_alone(tmp_path: Path) 
     assert isinstance(keyed[3], Quarantined)
 
 
+@pytest.mark.parametrize("kind", [pa.string(), pa.large_string()], ids=str)
+def test_a_text_or_a_key_declared_a_string_that_is_no_utf8_is_quarantined_alone(
+    tmp_path: Path, kind: pa.DataType
+) -> None:
+    """Writers do not always look: Arrow takes any bytes for a string's."""
+
+    def strings(*values: bytes) -> pa.Array:
+        binary = pa.array(values, pa.large_binary() if pa.types.is_large_string(kind) else pa.binary())
+        return pa.Array.from_buffers(kind, len(binary), binary.buffers())
+
+    table = pa.table({"text": strings(b"a", b"b\xff", b"c"), "id": strings(b"x", b"y", b"\xc3\xa9\xc3")})
+    pq.write_table(table, tmp_path / "f.parquet")
+    a, b, c = read(ParquetFiles(urls=[str(tmp_path)], key_column="id"))
+    assert isinstance(a, Record)
+    assert (a.key, a.data["text"]) == ("x", "a")
+    for item, key, reason in (
+        (b, "#1", "no UTF-8 at byte 1 of 'text'"),
+        (c, "#2", "no UTF-8 at byte 2 of 'id'"),
+    ):
+        assert isinstance(item, Quarantined)
+        assert (item.key, item.code) == (f"f.parquet{key}", "undecodable")
+        assert item.reason == f"f.parquet{key}: {reason}"
+
+
 @pytest.mark.parametrize(
     "kind", [pa.string(), pa.large_string(), pa.binary(), pa.dictionary(pa.int32(), pa.string())], ids=str
 )

@@ -71,15 +71,15 @@ def test_padding_changes_no_views_logits(tmp_path: Path, architecture: str) -> N
         torch.testing.assert_close(together[i, : len(row)], bare, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize(
-    ("architecture", "changes"),
-    [
-        ("Cohere", {"logit_scale": 0.0625}),
-        ("Granite", {"logits_scaling": 8.0}),
-        ("Gemma2", {"final_logit_softcapping": 3.0, "head_dim": 8}),
-        ("Phi", {}),  # its head has a bias
-    ],
-)
+SCALED: list[tuple[str, dict[str, Any]]] = [
+    ("Cohere", {"logit_scale": 0.0625}),
+    ("Granite", {"logits_scaling": 8.0}),
+    ("Gemma2", {"final_logit_softcapping": 3.0, "head_dim": 8}),
+    ("Phi", {}),  # its head has a bias
+]
+
+
+@pytest.mark.parametrize(("architecture", "changes"), SCALED)
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_logits_made_of_hidden_states_are_the_models_own(
     tmp_path: Path, architecture: str, changes: dict[str, Any], dtype: str
@@ -108,6 +108,32 @@ def test_logits_made_of_hidden_states_are_the_models_own(
     )
     some = torch.tensor([21, 0, 3])
     torch.testing.assert_close(lazy.rows(some), lazy.whole().flatten(0, 1)[some])
+
+
+@pytest.mark.parametrize(("architecture", "changes"), SCALED)
+@pytest.mark.parametrize("garbage", [1e6, 1e30, float("inf"), float("nan")])
+def test_what_pads_the_vocabulary_does_not_hide_how_logits_are_made(
+    architecture: str, changes: dict[str, Any], garbage: float
+) -> None:
+    config = getattr(transformers, f"{architecture}Config")(
+        vocab_size=VOCABULARY,
+        num_key_value_heads=2,
+        pad_token_id=0,
+        tie_word_embeddings=False,
+        **TINY,
+        **changes,
+    )
+    torch.manual_seed(0)
+    model = transformers.AutoModelForCausalLM.from_config(config).eval().requires_grad_(False)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    clean = find_projection(model)
+    model.get_output_embeddings().weight[80:] = garbage
+    found = find_projection(model)
+    assert clean is not None
+    assert found is not None
+    assert (found.scale, found.softcap) == (clean.scale, clean.softcap)
+    assert (found.scale != 1) == any("scal" in name for name in changes)
 
 
 def test_a_model_that_makes_its_logits_in_another_way_is_asked_for_them(tmp_path: Path) -> None:

@@ -159,6 +159,21 @@ def test_members_that_disagree_about_heads_are_refused() -> None:
         Ensemble(members=[*fakes(1), *fakes(1, size=6)]).load()
 
 
+def test_members_may_pad_their_logits_of_next_tokens_differently() -> None:
+    """Padding has no part in any member's distribution: the mean is that of the members without it."""
+    batch = sequences([[3, 4, 5], [7, 8]])
+    members = [Fake(size=size, seed=size) for size in (9, 12, 10)]
+    each = [member.load()(batch)["logits"].double()[..., :7] for member in members]
+    for average in ("logits", "probabilities"):
+        ensemble = Ensemble(members=list(members), average=average).load()
+        assert ensemble.outputs == {"logits": Output(9, "next_token", padded=True)}
+        answer = ensemble(batch)["logits"]
+        assert answer.shape == (2, 3, 9)
+        found = answer.first(7).whole().double().softmax(-1)
+        log_p = sum(each) / 3 if average == "logits" else sum(z.softmax(-1) for z in each).log()
+        torch.testing.assert_close(found, log_p.softmax(-1), rtol=1e-5, atol=1e-6)
+
+
 def test_an_ensembles_fingerprint_follows_members_and_average() -> None:
     ensembles = [
         Ensemble(members=fakes(1, 2)),

@@ -66,7 +66,7 @@ def test_every_token_but_the_first_is_predicted_once(
     assert min_length <= len(windows[-1]) <= length
     assert [view.size for view in views] == [len(window) for window in windows]
     assert count - len(joined) in range(max(min_length - 2, 0) + 1)
-    whole = renderer.tokenizer.encode(text, add_special_tokens=False).ids
+    whole = renderer.tokenizer.encode(text)
     assert joined == whole[: len(joined)]
 
 
@@ -85,6 +85,14 @@ def test_the_type_of_tokens_follows_the_vocabulary(tmp_path: Path, folder: Path)
         assert renderer.vocabulary is not None
         assert renderer.vocabulary.size == size
         assert renderer.render(record("ab"))[0].inputs["tokens"].dtype == np.dtype(dtype)
+
+
+def test_the_size_of_a_vocabulary_with_gaps_is_its_largest_id_and_one(tmp_path: Path) -> None:
+    vocabulary = {"a": 0, "b": 3, "c": 40, "[UNK]": 7}
+    Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]")).save(str(tmp_path / "tokenizer.json"))
+    found = TokenWindows(tokenizer=str(tmp_path)).load().vocabulary
+    assert found is not None
+    assert (found.size, found.padded_size) == (41, 41)
 
 
 def test_the_fingerprint_is_of_the_tokenizers_bytes_not_of_its_place(tmp_path: Path, folder: Path) -> None:
