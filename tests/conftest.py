@@ -9,6 +9,11 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, settings
+
+# How long an example takes says nothing of what is tested, and much of what else the machine does.
+settings.register_profile("decant", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("decant")
 
 
 @pytest.fixture(scope="session")
