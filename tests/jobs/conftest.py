@@ -127,8 +127,7 @@ def decant(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
 def browser() -> Iterator[Browser]:
     """A real headless Chromium with a new and empty profile; tests are skipped where there is none.
 
-    Tests that use it are marked `xdist_group("browser")`, so that only one runs at a time. It lives no longer
-    than a module: while it does, its thread counts as one that runs an event loop.
+    It lives no longer than a module: while it does, its thread counts as one that runs an event loop.
     """
     names = ("chromium", "chromium-browser", "google-chrome")
     executable = next(filter(None, map(shutil.which, names)), None)
@@ -158,7 +157,7 @@ def open_page(browser: Browser) -> Iterator[Callable[..., Page]]:
     def opened(path: Path, width: int = 1200, height: int = 800, **settings: Any) -> Page:
         contexts.append(browser.new_context(viewport={"width": width, "height": height}, **settings))
         page = contexts[-1].new_page()
-        page.set_default_timeout(20_000)
+        page.set_default_timeout(60_000)
         page.on("request", lambda event: request(event.url))
         page.on("pageerror", lambda error: faults.append(f"failed: {error}"))
         page.on("console", lambda message: faults.append(f"said: {message.text}"))

@@ -1,12 +1,8 @@
-"""DistillKit's captures are read right, whatever their configuration, and never with a wrong one.
-
-The encoder here is the format's description once more, in plain Python: nothing of the importer is in it.
-"""
+"""DistillKit's captures are read as they were written, whatever their configuration."""
 
 from __future__ import annotations
 
 import math
-import struct
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -19,120 +15,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.interchange.distillkit import Legacy, Polynomial, compression_of
-from pipeline.targets.errors import ConfigError, CorpusUnreadable, SpecMismatch
-
-CODES = {"float16": "<e", "float32": "<f", "float64": "<d"}
-
-SMALL = {
-    "d": 1000,
-    "k": 6,
-    "exact_k": 2,
-    "exact_dtype": "float32",
-    "polynomial_terms": [0, 1, "sqrt"],
-    "term_dtype": "float32",
-    "residual_bins": [],
-    "delta_encoding": False,
-}
-"""Four of six log-probabilities from a polynomial."""
-
-COEFFICIENTS = [-4.0, -0.25, -0.5]
-"""Of the terms of SMALL."""
-
-
-def number(dtype: str, value: float) -> bytes:
-    if dtype == "bfloat16":
-        return struct.pack("<f", value)[2:]
-    return struct.pack(CODES[dtype], value)
-
-
-def rounded(dtype: str, value: float) -> float:
-    if dtype == "bfloat16":
-        return float(struct.unpack("<f", b"\0\0" + number(dtype, value))[0])
-    return float(struct.unpack(CODES[dtype], number(dtype, value))[0])
-
-
-def packed(values: list[int], bits: int) -> bytes:
-    """Most significant bit first, zeros at the end."""
-    text = "".join(format(value, f"0{bits}b") for value in values)
-    text += "0" * (-len(text) % 8)
-    return bytes(int(text[i : i + 8], 2) for i in range(0, len(text), 8))
-
-
-def words(values: list[int], bits: int) -> list[int]:
-    """In 64-bit words from the least significant bit, none across two words."""
-    each = 64 // bits
-    groups = [values[i : i + each] for i in range(0, len(values), each)]
-    return [sum(value << (bits * i) for i, value in enumerate(group)) for group in groups]
-
-
-def term(name: int | str, t: float) -> float:
-    return {"sqrt": math.sqrt, "exp": math.exp}[name](t) if isinstance(name, str) else t**name
-
-
-def position(
-    config: dict[str, Any],
-    exact: list[float],
-    coefficients: list[float],
-    bins: list[tuple[float, list[int]]] = (),  # type: ignore[assignment]
-) -> tuple[bytes, list[float]]:
-    """A position's bytes, and the log-probabilities that they stand for."""
-    data = b"".join(number(config["exact_dtype"], value) for value in exact)
-    values = [rounded(config["exact_dtype"], value) for value in exact]
-    terms = config.get("polynomial_terms") or []
-    data += b"".join(number(config["term_dtype"], value) for value in coefficients)
-    count = config["k"] - config["exact_k"]
-    last = max(count - 1, 1)
-    ranks = [i / last if config.get("normalize_t") else float(i) for i in range(count)]
-    stored = [rounded(config["term_dtype"], value) for value in coefficients]
-    rest = [math.fsum(c * term(name, t) for c, name in zip(stored, terms, strict=True)) for t in ranks]
-    at = 0
-    for shape, (scale, steps) in zip(config["residual_bins"], bins, strict=True):
-        data += number(shape["scale_dtype"], scale) + packed(steps, shape["element_bits"])
-        bits = shape["element_bits"]
-        for step in steps:
-            signed = 2 * step - 1 if bits == 1 else step - 2 ** (bits - 1)
-            rest[at] += signed * rounded(shape["scale_dtype"], scale)
-            at += 1
-    values += rest
-    if config.get("delta_encoding", True):
-        values = [math.fsum(values[: i + 1]) for i in range(len(values))]
-    return data, values
-
-
-def write(path: Path, rows: list[dict[str, Any]]) -> None:
-    """As DistillKit's own schema says."""
-    schema = pa.schema(
-        [
-            ("input_ids", pa.list_(pa.uint64())),
-            ("compressed_logprobs", pa.list_(pa.list_(pa.uint8()))),
-            ("bytepacked_indices", pa.list_(pa.list_(pa.uint8()))),
-        ]
-    )
-    if rows and "attention_mask" in rows[0]:
-        schema = schema.append(pa.field("attention_mask", pa.list_(pa.int64())))
-    pq.write_table(pa.Table.from_pylist(rows, schema), path)
-
-
-def small_row(tokens: list[int], targets: int, first: int = 0, **more: Any) -> dict[str, Any]:
-    """A row of SMALL whose target i keeps the classes 6 (first + i) to 6 (first + i) + 5."""
-    data, _ = position(SMALL, [-0.5, -1.5], COEFFICIENTS)
-    ids = [[6 * (first + i) + j for j in range(6)] for i in range(targets)]
-    return {
-        "input_ids": tokens,
-        "compressed_logprobs": [list(data)] * targets,
-        "bytepacked_indices": [list(packed(item, 10)) for item in ids],
-        **more,
-    }
-
-
-def small_probabilities(target: int) -> dict[int, float]:
-    values = position(SMALL, [-0.5, -1.5], COEFFICIENTS)[1]
-    return {6 * target + j: math.exp(value) for j, value in enumerate(values)}
-
-
-def configuration(**changes: Any) -> Polynomial:
-    return Polynomial.model_validate({**SMALL, **changes})
-
+from tests.pipeline.interchange.distillkit_format import (
+    configuration,
+    packed,
+    position,
+    small_probabilities,
+    small_row,
+    words,
+    write,
+)
 
 DTYPES = st.sampled_from(["float16", "bfloat16", "float32", "float64"])
 
@@ -257,18 +148,12 @@ def test_the_legacy_form_is_read_as_it_was_written(
             assert stored[name] == pytest.approx(math.exp(value), rel=1e-5)
 
 
-def test_the_spec_says_where_the_targets_are_from_and_that_the_tail_was_not_measured(
-    tmp_path: Path, import_into: Any
-) -> None:
-    (tmp_path / "source").mkdir()
-    write(tmp_path / "source/data_0.parquet", [small_row([1, 2, 3], 2)])
-    spec = import_into("distillkit", tmp_path / "source", compression=configuration()).store.spec
-    assert spec.teacher["kind"] == "imported"
-    assert spec.teacher["format"] == "distillkit"
-    assert spec.teacher["tail"] == "from_sum"
-    assert spec.teacher["compression"]["normalize_t"] is False
-    assert len(spec.teacher["fingerprint"]) == 64
-    assert spec.head("logits").codec.to_json()["betas"] == (1.0,)
+def test_ids_take_the_bits_that_distillkit_counts_in_float32() -> None:
+    from pipeline.interchange.distillkit import _id_bits
+
+    assert [_id_bits(size) for size in (2, 1000, 2**17, 2**17 + 1, 151_936)] == [1, 10, 17, 18, 18]
+    assert _id_bits(2**21 + 1) == 21
+    assert np.float32(2**21 + 1) == 2**21 + 1
 
 
 def test_packed_rows_are_cut_into_their_documents(tmp_path: Path, import_into: Any) -> None:
@@ -289,131 +174,18 @@ def test_packed_rows_are_cut_into_their_documents(tmp_path: Path, import_into: A
     assert found.verified.targets == 4
 
 
-@pytest.mark.parametrize(
-    ("change", "said"),
-    [
-        ({"k": 7}, "compressed_logprobs has 20 items|bytepacked_indices has 8 items"),
-        ({"exact_k": 3}, "compressed_logprobs has 20 items a position and the config asks for 24"),
-        (
-            {"exact_dtype": "bfloat16"},
-            "compressed_logprobs has 20 items a position and the config asks for 16",
-        ),
-        ({"d": 5000}, "bytepacked_indices has 8 items a position and the config asks for 10"),
-    ],
-)
-def test_a_configuration_that_is_not_the_datas_is_refused_before_there_is_a_store(
-    tmp_path: Path, import_into: Any, change: dict[str, Any], said: str
-) -> None:
-    (tmp_path / "source").mkdir()
-    write(tmp_path / "source/data_0.parquet", [small_row([1, 2, 3], 2)])
-    with pytest.raises(ConfigError, match=said):
-        import_into("distillkit", tmp_path / "source", compression=configuration(**change))
-    assert not (tmp_path / "store").exists()
-
-
-@pytest.mark.parametrize(
-    ("normalized", "exact", "coefficients"),
-    [
-        (True, [-0.5, -1.5], [-4.0, -3.0, 2.0]),  # over ranks up to 3 it rises
-        (True, [-0.5, -1.5], [-4.0, -500.0, 400.0]),  # and here beyond what exp can say
-        (False, [-1.15, -1.35], [-1.6, -1.0, 0.0]),  # over [0, 1] it hardly falls
-    ],
-)
-def test_the_wrong_mapping_of_ranks_shows_as_numbers_that_are_no_distribution(
-    tmp_path: Path, import_into: Any, normalized: bool, exact: list[float], coefficients: list[float]
-) -> None:
-    # The same bytes whichever way t is mapped.
-    (tmp_path / "source").mkdir()
-    config = {**SMALL, "normalize_t": normalized, "polynomial_terms": [0, 1, 2]}
-    data, _ = position(config, exact, coefficients)
-    row = {**small_row([1, 2, 3], 2), "compressed_logprobs": [list(data)] * 2}
-    write(tmp_path / "source/data_0.parquet", [row])
-    right = configuration(normalize_t=normalized, polynomial_terms=[0, 1, 2])
-    assert not import_into("distillkit", tmp_path / "source", compression=right).reasons
-    wrong = configuration(normalize_t=not normalized, polynomial_terms=[0, 1, 2])
-    with pytest.raises(ConfigError, match=r"data_0\.parquet#0: .* which is more than one"):
-        import_into("distillkit", tmp_path / "source", compression=wrong, store=tmp_path / "wrong")
-
-
-def test_broken_rows_go_to_quarantine_and_the_rest_is_imported(tmp_path: Path, import_into: Any) -> None:
-    nan = small_row([1, 2], 1)
-    nan["compressed_logprobs"] = [list(position(SMALL, [float("nan"), -1.0], COEFFICIENTS)[0])]
-    outside = small_row([1, 2], 1)
-    outside["bytepacked_indices"] = [list(packed([1, 2, 3, 4, 5, 1001], 10))]
-    (tmp_path / "source").mkdir()
-    rows = [
-        small_row([1, 2, 3], 2),
-        small_row([1, 2, 3], 1),
-        small_row([1, 1000], 1),
-        nan,
-        outside,
-        small_row([], 0),
-        {**small_row([1, 2], 1), "bytepacked_indices": None},
-        {**small_row([1, 2], 1), "bytepacked_indices": [None]},
-        small_row([4], 0),
-    ]
-    write(tmp_path / "source/data_0.parquet", rows)
-    found = import_into("distillkit", tmp_path / "source", compression=configuration())
-    assert set(found.rows) == {"data_0.parquet#0", "data_0.parquet#8"}
-    said = {int(key.rpartition("#")[2]): reason for key, reason in found.reasons.items()}
-    assert "3 tokens and 1 targets" in said[1][1]
-    assert "token 1000 is not one of 1000" in said[2][1]
-    assert said[3][0] == "non_finite"
-    assert "class 1001 is not one of 1000" in said[4][1]
-    assert said[5][0] == "empty"
-    assert "bytepacked_indices" in said[6][1]
-    assert "bytepacked_indices" in said[7][1]
-    assert found.verified.records == 9
-
-
-@pytest.mark.parametrize(
-    "kind", [pa.string(), pa.list_(pa.int64()), pa.list_(pa.list_(pa.string())), pa.int8()]
-)
-def test_a_column_of_another_type_is_refused_by_name(
-    tmp_path: Path, import_into: Any, kind: pa.DataType
-) -> None:
-    (tmp_path / "source").mkdir()
-    columns = {"input_ids": pa.array([[1]]), "compressed_logprobs": pa.nulls(1, kind)}
-    columns["bytepacked_indices"] = pa.array([[[1]]])
-    pq.write_table(pa.table(columns), tmp_path / "source/data_0.parquet")
-    with pytest.raises(ConfigError, match=r"'compressed_logprobs' of .*data_0.parquet is of type"):
-        import_into("distillkit", tmp_path / "source", compression=configuration())
-
-
-def test_a_capture_of_the_other_form_is_refused(tmp_path: Path, import_into: Any) -> None:
-    (tmp_path / "source").mkdir()
-    write(tmp_path / "source/data_0.parquet", [small_row([1, 2, 3], 2)])
-    legacy = Legacy(vocab_size=1000, k=6, exact_k=2, polynomial_degree=2)
-    with pytest.raises(ConfigError, match="no column 'packed_indices', which DistillKit's legacy form has"):
-        import_into("distillkit", tmp_path / "source", compression=legacy)
-
-
-@pytest.mark.parametrize("keep", [0.5, 0.95])
-def test_a_half_written_file_is_refused_by_name(tmp_path: Path, import_into: Any, keep: float) -> None:
-    (tmp_path / "source").mkdir()
-    path = tmp_path / "source/data_0.parquet"
-    write(path, [small_row([1, 2, 3], 2)] * 50)
-    write(tmp_path / "source/data_1.parquet", [small_row([1, 2, 3], 2)])
-    path.write_bytes(path.read_bytes()[: int(path.stat().st_size * keep)])
-    with pytest.raises(CorpusUnreadable, match=r"data_0\.parquet is broken or no Parquet"):
-        import_into("distillkit", tmp_path / "source", compression=configuration())
-
-
-def test_files_without_rows_are_refused_as_what_a_dead_writer_leaves(
+def test_the_spec_says_where_the_targets_are_from_and_that_the_tail_was_not_measured(
     tmp_path: Path, import_into: Any
 ) -> None:
     (tmp_path / "source").mkdir()
-    write(tmp_path / "source/data_0.parquet", [])
-    with pytest.raises(CorpusUnreadable, match="has no rows"):
-        import_into("distillkit", tmp_path / "source", compression=configuration())
-
-
-def test_other_parameters_make_another_store(tmp_path: Path, import_into: Any) -> None:
-    (tmp_path / "source").mkdir()
     write(tmp_path / "source/data_0.parquet", [small_row([1, 2, 3], 2)])
-    import_into("distillkit", tmp_path / "source", compression=configuration())
-    with pytest.raises(SpecMismatch, match="give another store url"):
-        import_into("distillkit", tmp_path / "source", compression=configuration(normalize_t=True))
+    spec = import_into("distillkit", tmp_path / "source", compression=configuration()).store.spec
+    assert spec.teacher["kind"] == "imported"
+    assert spec.teacher["format"] == "distillkit"
+    assert spec.teacher["tail"] == "from_sum"
+    assert spec.teacher["compression"]["normalize_t"] is False
+    assert len(spec.teacher["fingerprint"]) == 64
+    assert spec.head("logits").codec.to_json()["betas"] == (1.0,)
 
 
 @pytest.mark.parametrize(
@@ -431,31 +203,3 @@ def test_other_parameters_make_another_store(tmp_path: Path, import_into: Any) -
 )
 def test_the_config_is_found_in_a_file_of_its_own_and_in_a_runs(text: str, kind: type) -> None:
     assert isinstance(compression_of(text, "c.yaml"), kind)
-
-
-@pytest.mark.parametrize(
-    ("text", "said"),
-    [
-        ("d: [", "c.yaml is no YAML"),
-        ("- 1", "c.yaml"),
-        ("d: 9\nk: 2\nexact_k: 3\nresidual_bins: []", "exact_k 3 is more than k 2"),
-        ("d: 9\nk: 2\nexact_k: 1\nresidual_bins: []\nnormalise_t: true", "normalise_t"),
-        ("d: 9\nk: x\nexact_k: 1\nresidual_bins: []", "c.yaml: k:"),
-        (
-            "d: 9\nk: 2\nexact_k: 1\n"
-            "residual_bins: [{scale_dtype: float16, element_bits: 99, num_elements: 1}]",
-            "element_bits",
-        ),
-    ],
-)
-def test_a_config_that_is_none_is_refused_by_file_and_key(text: str, said: str) -> None:
-    with pytest.raises(ConfigError, match=said):
-        compression_of(text, "c.yaml")
-
-
-def test_ids_take_the_bits_that_distillkit_counts_in_float32() -> None:
-    from pipeline.interchange.distillkit import _id_bits
-
-    assert [_id_bits(size) for size in (2, 1000, 2**17, 2**17 + 1, 151_936)] == [1, 10, 17, 18, 18]
-    assert _id_bits(2**21 + 1) == 21
-    assert np.float32(2**21 + 1) == 2**21 + 1
