@@ -33,7 +33,7 @@ def counting(made: list[int], stop: int, fail_at: int | None = None) -> Iterator
         made.append(-1)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     length=st.integers(0, 30),
     depth=st.integers(1, 5),

@@ -59,7 +59,7 @@ def test_training_goes_on_over_epochs_and_drops_no_row(token_store: Any) -> None
     assert [len(b) for b in itertools.islice(r, 20)] == [5] * 20
 
 
-@settings(deadline=None, max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     worlds=st.lists(st.tuples(st.sampled_from([1, 2, 3, 4]), st.integers(0, 6)), min_size=1, max_size=4),
     batch_rows=st.sampled_from([12, 24]),
@@ -94,7 +94,7 @@ def test_interrupted_and_resumed_on_other_worlds_nothing_is_seen_twice_or_missed
     assert seen == keys_of(itertools.islice(make(), total))
 
 
-@settings(deadline=None, max_examples=10, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=10, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(world=st.integers(1, 5), per_rank=st.integers(1, 4))
 def test_an_epoch_on_several_ranks_is_the_epoch_on_one(token_store: Any, world: int, per_rank: int) -> None:
     url = token_store()

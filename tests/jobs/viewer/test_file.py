@@ -58,7 +58,7 @@ def test_a_row_that_is_no_distribution_is_named(tmp_path: Path, tokenizer: Any) 
     assert not (tmp_path / "page.html").exists()
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(st.text(max_size=40), st.integers(0, 20), st.integers(0, 20))
 def test_the_pieces_of_tokens_join_to_their_text(tokenizer: Any, text: str, skip: int, drop: int) -> None:
     ids = tokenizer.encode(text).ids

@@ -261,16 +261,18 @@ def test_a_replica_killed_from_outside_loses_nothing(on_ray: Engine, make_job: M
     job = make_job(label=small(max=2, min=2), teacher={"seconds_per_view": 0.03})
     store = prepare(job)
     events: list[Event] = []
-    pids: list[int] = []
+    pids: dict[int, int] = {}
+    killed: int | None = None
     for event in on_ray.run(job, store.pending(), threading.Event()):
         events.append(event)
         if isinstance(event, Started):
-            pids.append(event.pid)
-            if len(pids) == 2:
-                os.kill(pids[0], signal.SIGKILL)
+            pids[event.replica] = event.pid
+        elif isinstance(event, Committed) and killed is None:  # its next unit is in flight
+            killed = pids[event.replica]
+            os.kill(killed, signal.SIGKILL)
     whole(store)
     (lost,) = (event for event in events if isinstance(event, ReplicaLost))
-    assert lost.pid == pids[0]
+    assert lost.pid == killed
     assert sum(isinstance(event, ReplicaPending) for event in events) == 3, "it is replaced"
 
 

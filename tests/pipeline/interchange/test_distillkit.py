@@ -80,7 +80,7 @@ def captures(draw: st.DrawFn) -> tuple[dict[str, Any], list[dict[str, Any]], lis
     return config, rows, expected
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(captures())
 def test_every_configuration_is_read_as_it_was_written(import_anywhere: Any, capture: Any) -> None:
     config, rows, expected = capture

@@ -193,7 +193,7 @@ def sequences(rows: list[list[int]]) -> Batch:
     return Batch({"tokens": tokens}, lengths)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(st.lists(st.lists(st.integers(0, 300), min_size=1, max_size=8), min_size=1, max_size=5), st.booleans())
 def test_the_fakes_logits_can_be_computed_again_and_ignore_padding(
     rows: list[list[int]], single: bool
