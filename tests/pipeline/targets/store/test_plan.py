@@ -15,6 +15,12 @@ from pipeline.targets.errors import PlannedMeanwhile
 from tests.pipeline.targets.store.places import Place, again, names
 
 
+@pytest.fixture
+def container() -> str:
+    """A plan is the same file whatever the shards are."""
+    return "parquet"
+
+
 def test_planning_again_adds_only_what_is_new(store: Store, place: Place, kit: Any) -> None:
     old, new = kit.make_units(5), kit.make_units(3, "grown")
     assert store.write_plan(old, {"kind": "text", "urls": ["a"]}, store.generation()) == 5
