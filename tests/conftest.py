@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import uuid
@@ -49,6 +50,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         default=5,
         help="how often each of the slow kill tests kills what is labelling",
     )
+
+
+def pytest_collection_finish() -> None:
+    """What was imported stays: whoever collects garbage, as labelling does, need not look at it."""
+    gc.freeze()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

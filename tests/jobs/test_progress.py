@@ -131,7 +131,7 @@ def test_the_first_signal_asks_the_second_interrupts_and_the_old_handlers_return
 
 def start_slow(job: Any) -> subprocess.Popen[str]:
     """`decant label` on many slow units, once the first of them is committed."""
-    for number in range(20):
+    for number in range(10):
         (job.folder / "corpus" / f"{number:02}.txt").write_text("The owl flies at night. " * 16)
     job.settings["teacher"]["seconds_per_view"] = 0.1
     with open(job.folder / "stderr", "w") as stderr:
@@ -184,7 +184,7 @@ def test_a_stopped_run_says_what_is_left_and_the_same_command_finishes_it(
     assert "Traceback" not in err
     if code == 1:
         assert "SIGTERM: letting the units in flight finish" in err
-        assert "of 23 units are labelled" in out
+        assert "of 13 units are labelled" in out
         assert "To go on: decant label" in out
     else:
         assert "the same command goes on" in err
@@ -194,7 +194,7 @@ def test_a_stopped_run_says_what_is_left_and_the_same_command_finishes_it(
     small_job.settings["teacher"]["seconds_per_view"] = 0
     finished = decant(small_job.folder, "label", str(small_job.file))
     assert finished.exit_code == 0, finished.stderr
-    assert "labelled: 23 records in 23 units" in finished.stdout
+    assert "labelled: 13 records in 13 units" in finished.stdout
     verified = decant(small_job.folder, "verify", "store")
     assert verified.exit_code == 0
     assert "0 planned units are not labelled yet" in verified.stdout

@@ -18,6 +18,9 @@ from student.student import restore
 from student.train import train
 from tests.student.runs import configured, lines, weights
 
+TO_THE_END: dict[str, Any] = {"steps": 80, "evaluate_every": 80, "checkpoint_every": 80}
+"""Of a run that is judged by where it ends."""
+
 
 def test_a_run_tells_what_it_does(token_store: Any, tmp_path: Path) -> None:
     events = list(train(configured(token_store(), tmp_path / "run")))
@@ -46,9 +49,7 @@ def test_a_run_tells_what_it_does(token_store: Any, tmp_path: Path) -> None:
 @pytest.mark.parametrize("codec", ["dense", "topk", "topp", "threshold", "sampled"])
 def test_a_student_of_tokens_comes_near_its_teacher(token_store: Any, tmp_path: Path, codec: str) -> None:
     url = token_store([40] * 4, codec=codec, vocabulary=12)
-    config = configured(
-        url, tmp_path / "run", steps=80, batch_rows=24, evaluate_every=80, holdout=0.2, learning_rate=5e-2
-    )
+    config = configured(url, tmp_path / "run", batch_rows=24, holdout=0.2, learning_rate=5e-2, **TO_THE_END)
     first, *_, last = [e for e in train(config) if isinstance(e, Step)]
     floor = teachers_entropy(url) if codec in ("threshold", "sampled") else 0.0
     assert last.loss - floor < 0.25 * (first.loss - floor)
@@ -75,7 +76,13 @@ def teachers_entropy(url: str) -> float:
 )
 def test_a_student_of_images_learns(image_store: Any, tmp_path: Path, model: Any, loss: Any) -> None:
     config = configured(
-        image_store([60] * 3), tmp_path / "run", model=model, loss=loss, steps=80, batch_rows=30, holdout=0.1
+        image_store([60] * 3),
+        tmp_path / "run",
+        model=model,
+        loss=loss,
+        batch_rows=30,
+        holdout=0.1,
+        **TO_THE_END,
     )
     first, *_, last = [e for e in train(config) if isinstance(e, Step)]
     assert last.loss < 0.6 * first.loss
@@ -90,9 +97,9 @@ def test_a_student_of_embeddings_learns_them_and_no_labels(
         tmp_path / "run",
         model={"kind": "mlp", "hidden": [32]},
         loss={"kind": loss},
-        steps=80,
         batch_rows=30,
         holdout=0.1,
+        **TO_THE_END,
     )
     events = list(train(config))
     first, *_, last = [e for e in events if isinstance(e, Step)]
@@ -108,11 +115,8 @@ def test_any_torch_module_can_be_the_student(token_store: Any, tmp_path: Path) -
         "factory": "torch.nn:Embedding",
         "arguments": {"num_embeddings": 23, "embedding_dim": 23},
     }
-    first, *_, last = [
-        e
-        for e in train(configured(token_store(), tmp_path / "run", model=bigram, steps=60))
-        if isinstance(e, Step)
-    ]
+    config = configured(token_store(), tmp_path / "run", model=bigram, **TO_THE_END)
+    first, *_, last = [e for e in train(config) if isinstance(e, Step)]
     assert last.loss < first.loss
 
 

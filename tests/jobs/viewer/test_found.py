@@ -119,13 +119,11 @@ def test_a_thousand_rows_are_drawn_only_where_one_looks(
     until(page, "document.querySelectorAll('article.filled').length === 0")
 
 
-@pytest.mark.parametrize("width", [360, 500, 800, 1400])
-def test_it_fits_every_screen_and_both_colour_schemes(
-    birds: tuple[Store, Path], open_page: Callable[..., Any], width: int
-) -> None:
-    seen = set()
-    for scheme in ("light", "dark"):
-        page = open_page(birds[1], width=width, height=700, color_scheme=scheme)
+def test_it_fits_every_screen(birds: tuple[Store, Path], open_page: Callable[..., Any]) -> None:
+    page = open_page(birds[1])
+    for width in (360, 500, 800, 1400):
+        page.set_viewport_size({"width": width, "height": 700})
+        page.reload()
         page.evaluate("document.getElementById('rows').scrollIntoView()")
         token(page, 1, 4).click()
         box = page.locator("#tip").bounding_box()
@@ -135,5 +133,12 @@ def test_it_fits_every_screen_and_both_colour_schemes(
         chosen = token(page, 1, 4).bounding_box()
         assert box["y"] >= chosen["y"] + chosen["height"] or box["y"] + box["height"] <= chosen["y"]
         assert page.evaluate("document.documentElement.scrollWidth") <= width
+
+
+def test_it_follows_the_colour_scheme(birds: tuple[Store, Path], open_page: Callable[..., Any]) -> None:
+    page = open_page(birds[1])
+    seen = set()
+    for scheme in ("light", "dark"):
+        page.emulate_media(color_scheme=scheme)
         seen.add(page.evaluate("getComputedStyle(document.body).backgroundColor"))
     assert len(seen) == 2
