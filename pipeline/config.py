@@ -11,4 +11,5 @@ from pydantic import BaseModel, ConfigDict
 class Config(BaseModel):
     """Base of every configuration class of the pipeline."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    # defer_build: a command pays for the validators of what it reads, not of all that there are.
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, defer_build=True)

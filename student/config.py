@@ -22,7 +22,8 @@ from pydantic import (
 class Config(BaseModel):
     """Base of every configuration class of the student: typed, frozen, unknown keys refused."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    # defer_build: a command pays for the validators of what it reads, not of all that there are.
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, defer_build=True)
 
 
 class SmallLM(Config):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import gc
 import json
 import logging
 import os
@@ -15,6 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, settings
+
+# How long an example takes says nothing of what is tested, and much of what else the machine does.
+settings.register_profile("decant", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("decant")
 
 
 @pytest.fixture(scope="session")
@@ -50,6 +56,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         default=5,
         help="how often each of the slow kill tests kills what is labelling",
     )
+
+
+def pytest_collection_finish() -> None:
+    """What was imported stays: whoever collects garbage, as labelling does, need not look at it."""
+    gc.freeze()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

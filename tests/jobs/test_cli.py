@@ -28,7 +28,7 @@ def test_help_names_every_command_and_loads_no_model_library() -> None:
         "try: main()\n"
         "finally: print('LOADED', *{name.partition('.')[0] for name in sys.modules})"
     )
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert run.returncode == 0
     text, _, loaded = run.stdout.partition("LOADED")
     assert all(f"\n  {name} " in text for name in COMMANDS)

@@ -49,7 +49,7 @@ def test_the_split_keeps_every_digit_once_and_the_mix_of_classes() -> None:
     np.testing.assert_allclose(*shares, atol=0.003)
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(share=st.floats(0.001, 1), seed=st.integers(0, 1000))
 def test_few_labels_are_as_few_as_stated_and_leave_no_class_out(share: float, seed: int) -> None:
     labels = load(0.3, seed=0).train_labels

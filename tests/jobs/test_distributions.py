@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from jobs.distributions import distributions
@@ -78,7 +78,6 @@ def test_entropy_is_at_most_the_teachers_of_topk_and_on_average_of_draws() -> No
     assert (np.mean(drawn, axis=0) < entropy(true)).all()
 
 
-@settings(deadline=None)
 @given(
     st.lists(st.lists(st.integers(0, 5), min_size=1, max_size=12), max_size=6),
     st.sampled_from([1, 7, 2**17 + 1, 800_000_000]),

@@ -50,7 +50,7 @@ def test_values_are_what_yaml_1_2_says(text: str, value: Any) -> None:
     assert type(parse(text, "x")) is type(value)
 
 
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(PLAIN)
 def test_what_the_plain_dumper_writes_comes_back(value: Any) -> None:
     text = yaml.safe_dump(value, allow_unicode=True, default_style='"')

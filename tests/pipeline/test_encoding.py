@@ -44,7 +44,7 @@ def answer_of(lengths: list[int], bad: set[int] = frozenset()) -> Answer:  # typ
     return Answer(part, {"logits": Given(logits)}, lambda: 0.5)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     lengths=st.lists(st.integers(2, 9), min_size=1, max_size=12),
     bad=st.sets(st.integers(0, 11), max_size=4),

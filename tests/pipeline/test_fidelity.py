@@ -33,7 +33,7 @@ def compared(codec: Codec, logits: Any, seed: int) -> tuple[Fidelity, Any, Any, 
     return comparison.fidelity(), p, estimate(decoded, q), q
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(
     seed=st.integers(0, 1000),
     scale=st.floats(0.1, 8),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -56,7 +57,7 @@ def part_of(lengths: list[int], poisoned: set[int] = frozenset()) -> Part:  # ty
     return collate(items_of(lengths, poisoned), np.arange(len(lengths)), INPUTS)
 
 
-@settings(deadline=None, max_examples=80)
+@settings(max_examples=80)
 @given(
     lengths=st.lists(st.integers(2, 12), min_size=1, max_size=40),
     poisoned=st.sets(st.integers(0, 39), max_size=5),
@@ -123,6 +124,7 @@ def test_a_head_of_another_shape_than_declared_is_the_teachers_fault() -> None:
 
 
 def test_an_answer_knows_how_long_it_took() -> None:
+    began = time.perf_counter()
     (answer,) = Inference(Fussy)(part_of([4, 3]))
     assert isinstance(answer, Answer)
-    assert 0 < answer.seconds() < 5
+    assert 0 < answer.seconds() < time.perf_counter() - began

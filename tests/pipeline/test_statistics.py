@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from pipeline.statistics import Means, distribution, fidelity
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(
     seed=st.integers(0, 2**16),
     targets=st.integers(1, 40),

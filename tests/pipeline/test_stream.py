@@ -33,7 +33,7 @@ def counting(made: list[int], stop: int, fail_at: int | None = None) -> Iterator
         made.append(-1)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     length=st.integers(0, 30),
     depth=st.integers(1, 5),
@@ -75,22 +75,27 @@ def test_the_thread_is_never_further_ahead_than_depth(depth: int) -> None:
     made: list[int] = []
     stream = prefetch(counting(made, 100), depth)
     next(stream)
-    time.sleep(0.1)
     # The one that was taken, those that wait, and the one that waits to be put.
+    while len(made) < 1 + depth + 1:
+        time.sleep(0.001)
+    time.sleep(0.05)  # for more, were there any
     assert len(made) == 1 + depth + 1
     stream.close()
     assert len(made) == 1 + depth + 1 + 1
 
 
 def test_stages_overlap() -> None:
-    def slow(items: Iterator[int]) -> Iterator[int]:
+    """Three stages are at work at one moment, each on another item; one after the other they never meet."""
+    meeting = threading.Barrier(3)
+
+    def stage(items: Iterator[int], meets_at: int) -> Iterator[int]:
         for item in items:
-            time.sleep(0.02)
+            if item == meets_at:
+                meeting.wait(timeout=60)
             yield item
 
-    began = time.monotonic()
-    assert list(slow(prefetch(slow(prefetch(slow(iter(range(10))), 1)), 1))) == list(range(10))
-    assert time.monotonic() - began < 0.45  # one after the other: 0.6
+    first = stage(iter(range(10)), 2)
+    assert list(stage(prefetch(stage(prefetch(first, 1), 1), 1), 0)) == list(range(10))
 
 
 def test_dropping_the_generator_ends_its_thread() -> None:

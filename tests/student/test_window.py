@@ -31,7 +31,7 @@ def arrays(rows: Rows) -> dict[str, Any]:
 @pytest.mark.parametrize("long", [1, 10**6])
 @pytest.mark.parametrize("codec", ["dense", "topk", "threshold"])
 @pytest.mark.parametrize("lengths", [(2, 9), (5, 5)])
-@settings(deadline=None, max_examples=10, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=10, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_a_window_takes_what_rows_take(
     token_store: Any, data: st.DataObject, codec: str, lengths: tuple[int, int], long: int

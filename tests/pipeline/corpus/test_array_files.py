@@ -21,7 +21,7 @@ def read(source: ArrayFiles) -> list[Record]:
     return [item for item in items if isinstance(item, Record)]
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(
     st.integers(0, 50),
     st.sampled_from([(), (3,), (2, 4)]),

@@ -59,7 +59,7 @@ def expected(content: bytes, limit: int) -> list[tuple[str, str | None]]:
     return result
 
 
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(LINES, st.sampled_from([b"\n", b"\r\n"]), st.booleans(), st.integers(1, 120))
 def test_any_cut_gives_every_record_of_the_file_once(
     rows: list[bytes], ending: bytes, ended: bool, unit_bytes: int
@@ -159,7 +159,6 @@ def test_a_bomb_of_one_line_costs_no_memory(tmp_path: Path, suffix: str) -> None
     assert peak < 16 << 20
 
 
-@settings(deadline=None)
 @given(st.lists(st.integers(0, 9), max_size=9), st.integers(1, 9), st.booleans())
 def test_lines_account_for_every_byte(lengths: list[int], limit: int, ended: bool) -> None:
     content = b"\n".join(b"x" * n for n in lengths) + (b"\n" if ended else b"")

@@ -20,7 +20,7 @@ def read(source: ParquetFiles) -> list[Record | Quarantined]:
     return [item for unit in source.units() for item in source.read(unit)]
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(st.lists(st.integers(0, 700), min_size=1, max_size=2), st.integers(40, 400), st.integers(30, 900))
 def test_any_cut_gives_every_row_once(counts: list[int], group: int, unit_rows: int) -> None:
     with tempfile.TemporaryDirectory() as folder:

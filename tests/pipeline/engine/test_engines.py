@@ -90,6 +90,7 @@ def test_all_units_are_labelled_with_the_bytes_of_a_bare_labeller(
     assert drive(engine, job, store) == [], "nothing is labelled twice"
 
 
+@ray_is_slow
 def test_a_drained_job_finishes_what_is_in_flight_and_goes_on_later(
     engine: Engine, make_job: MakeJob, whole: Whole
 ) -> None:
@@ -132,6 +133,7 @@ def test_closing_the_events_abandons_what_is_in_flight(
     whole(store)
 
 
+@ray_is_slow
 def test_a_poisonous_record_is_quarantined_and_the_rest_labelled(
     engine: Engine, make_job: MakeJob, whole: Whole, texts: dict[str, str]
 ) -> None:
@@ -166,6 +168,7 @@ def test_few_records_are_judged_at_the_end(
     whole(store)
 
 
+@ray_is_slow
 def test_a_file_that_changed_costs_its_unit_and_no_other(
     engine: Engine, make_job: MakeJob, tmp_path: Path
 ) -> None:
@@ -258,19 +261,21 @@ def test_a_unit_that_kills_its_replica_once_is_labelled_by_the_next(
 
 
 def test_a_replica_killed_from_outside_loses_nothing(on_ray: Engine, make_job: MakeJob, whole: Whole) -> None:
-    job = make_job(label=small(max=2, min=2), teacher={"seconds_per_view": 0.03})
+    job = make_job(label=small(max=2, min=2), teacher={"seconds_per_view": 0.02})
     store = prepare(job)
     events: list[Event] = []
-    pids: list[int] = []
+    pids: dict[int, int] = {}
+    killed: int | None = None
     for event in on_ray.run(job, store.pending(), threading.Event()):
         events.append(event)
         if isinstance(event, Started):
-            pids.append(event.pid)
-            if len(pids) == 2:
-                os.kill(pids[0], signal.SIGKILL)
+            pids[event.replica] = event.pid
+        elif isinstance(event, Committed) and killed is None:  # its next unit is in flight
+            killed = pids[event.replica]
+            os.kill(killed, signal.SIGKILL)
     whole(store)
     (lost,) = (event for event in events if isinstance(event, ReplicaLost))
-    assert lost.pid == pids[0]
+    assert lost.pid == killed
     assert sum(isinstance(event, ReplicaPending) for event in events) == 3, "it is replaced"
 
 

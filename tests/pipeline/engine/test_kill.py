@@ -220,7 +220,7 @@ def test_a_driver_killed_at_random_moments_leaves_no_process_and_loses_nothing(
     with labelling(job, tmp_path) as process:
         assert process.wait() == 0
     as_uninterrupted(store)
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 180
     while left := [pid for leader in leaders for pid in in_session(leader)]:
         assert time.monotonic() < deadline, f"left behind: {left}"
         time.sleep(0.5)

@@ -39,7 +39,7 @@ def records(count: int, first: int = 0) -> list[Record]:
     ]
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     st.lists(
         st.tuples(

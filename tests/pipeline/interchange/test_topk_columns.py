@@ -221,7 +221,7 @@ def test_a_file_without_the_columns_is_refused_by_name(tmp_path: Path, import_in
         import_into("topk-columns", tmp_path / "a.parquet", size=SIZE, k=2)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.binary(max_size=400), st.integers(0, 2000), st.integers(0, 255))
 def test_no_bytes_of_a_parquet_file_do_more_than_be_refused(
     import_anywhere: Any, noise: bytes, at: int, value: int

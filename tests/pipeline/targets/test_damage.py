@@ -281,10 +281,11 @@ def test_a_full_disk_damages_nothing_and_labelling_goes_on_afterwards(tiny_disk:
     committed = []
     many = 8 if kit.container == "webdataset" else 100  # a few units fill the disk
 
+    parts = [kit.make_rows(store.spec, many, first=i * many) for i in range(8)]
+
     def fill() -> None:
         for unit in units:
-            parts = [kit.make_rows(store.spec, many, first=i * many, seed=len(committed)) for i in range(8)]
-            committed.append(kit.label(store, unit.id, parts))
+            committed.append(kit.label(store, unit.id, parts))  # noqa: PERF401 - it stops half-way
 
     with pytest.raises(StorageError, match="full") as caught:
         fill()

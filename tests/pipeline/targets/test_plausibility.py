@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.targets.codecs import Codec, Dense, Embedding, Sampled, Threshold, TopK, TopP
@@ -44,7 +44,6 @@ def decoded(codec: Codec, logits: np.ndarray[Any, Any], seed: int = 0) -> Any:
     return codec.decode(codec.encode(logits, draws), logits.shape[1])
 
 
-@settings(deadline=None)
 @given(st.sampled_from(CODECS), st.integers(0, 2**32 - 1), st.floats(0.1, 30), st.integers(1, 300))
 def test_what_a_codec_makes_has_no_flaw(codec: Codec, seed: int, scale: float, size: int) -> None:
     rng = np.random.default_rng(seed)
@@ -120,7 +119,6 @@ def test_targets_one_place_off_are_told_by_the_tokens_alone(codec: Codec, shift:
     assert test.result(margin=0.1).verdict == {-1: "after", 0: None, 1: "before"}[shift]
 
 
-@settings(deadline=None)
 @given(st.integers(0, 2**32 - 1), st.integers(2, 8), st.booleans())
 def test_a_teacher_that_knows_nothing_of_the_text_is_no_reason_to_refuse(
     seed: int, length: int, repeating: bool

@@ -101,7 +101,7 @@ def assert_same(found: Rows, expected: Rows) -> None:
             np.testing.assert_array_equal(found.heads[name][field], array, strict=True)
 
 
-@settings(deadline=None, max_examples=80)
+@settings(max_examples=80)
 @given(st.data())
 def test_rows_come_back_from_arrow_as_they_were(data: st.DataObject) -> None:
     rows = data.draw(some_rows(data.draw(specs())))
@@ -112,7 +112,7 @@ def test_rows_come_back_from_arrow_as_they_were(data: st.DataObject) -> None:
 
 
 @pytest.mark.parametrize("container", CONTAINERS)
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(data=st.data())
 def test_any_rows_come_back_from_every_container_and_equal_ones_as_equal_bytes(
     container: Container, data: st.DataObject
@@ -134,7 +134,7 @@ def test_any_rows_come_back_from_every_container_and_equal_ones_as_equal_bytes(
         assert_same(Rows.concatenate(found), rows)
 
 
-@settings(deadline=None, max_examples=80)
+@settings(max_examples=80)
 @given(st.data())
 def test_a_slice_of_a_batch_gives_those_rows(data: st.DataObject) -> None:
     rows = data.draw(some_rows(data.draw(specs())))
@@ -145,7 +145,7 @@ def test_a_slice_of_a_batch_gives_those_rows(data: st.DataObject) -> None:
     assert_same(Rows.from_arrow(rows.spec, found.to_arrow()), found)
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(st.data())
 def test_taking_from_a_concatenation_gives_its_parts(data: st.DataObject) -> None:
     spec = data.draw(specs())
@@ -158,7 +158,7 @@ def test_taking_from_a_concatenation_gives_its_parts(data: st.DataObject) -> Non
         first += len(part)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(st.data())
 def test_decoding_rows_gives_one_target_for_each_that_they_count(data: st.DataObject) -> None:
     rows = data.draw(some_rows(data.draw(specs())))
@@ -271,7 +271,7 @@ def test_a_batch_of_other_columns_is_a_corrupt_shard() -> None:
             Rows.from_arrow(TEXT, other)
 
 
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(st.data())
 def test_random_bytes_in_a_column_are_refused_or_decode_but_never_crash(data: st.DataObject) -> None:
     batch = text_rows().to_arrow()

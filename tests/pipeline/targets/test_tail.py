@@ -60,7 +60,7 @@ CODECS = [
 
 @pytest.mark.parametrize("implementation", ["numpy", "torch"])
 @pytest.mark.parametrize("codec", CODECS, ids=repr)
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(
     logits=hnp.arrays(
         np.float32,
@@ -91,7 +91,7 @@ def test_the_interpolated_mass_is_as_near_to_the_dense_one_as_its_bound_says(
     assert (value[some] <= high[some] + slack).all()
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(seed=st.integers(0, 1000), temperature=st.floats(0.5, 20))
 def test_torch_interpolates_as_numpy_does(seed: int, temperature: float) -> None:
     for codec in CODECS:

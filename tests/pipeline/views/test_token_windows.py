@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 
@@ -45,7 +45,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_tokenizer(tmp_path_factory.mktemp("tokenizer"))
 
 
-@settings(deadline=None)
 @given(text=st.text(max_size=60), length=st.integers(2, 9), min_length=st.integers(2, 9))
 def test_every_token_but_the_first_is_predicted_once(
     folder: Path, text: str, length: int, min_length: int
@@ -110,7 +109,6 @@ def test_a_document_of_millions_of_characters_without_a_space_works(folder: Path
     assert sum(view.size - 1 for view in views) == 2_000_000 - 1
 
 
-@settings(deadline=None)
 @given(st.text(alphabet="ab \n", max_size=80), st.integers(1, 20))
 def test_pieces_are_the_text_and_end_with_a_line_where_they_can(text: str, size: int) -> None:
     found = list(pieces(text, size))

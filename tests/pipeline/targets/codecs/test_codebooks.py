@@ -55,7 +55,7 @@ def test_json_rebuilds_the_codec_words_and_all() -> None:
 
 
 @pytest.mark.parametrize("implementation", ["numpy", "torch"])
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(
     vectors=hnp.arrays(
         np.float32, st.tuples(st.integers(0, 5), st.just(D)), elements=st.floats(-50, 50, width=32)

@@ -141,7 +141,7 @@ def test_a_job_file_reaches_the_codec_by_its_kind_and_unknown_keys_are_refused()
 
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(drawn=logits_and_uniforms())
 def test_the_stored_arrays_are_those_that_the_layout_declares(
     implementation: str, drawn: tuple[base.Array, base.Array]
@@ -167,7 +167,7 @@ def test_the_stored_arrays_are_those_that_the_layout_declares(
 
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 @given(drawn=logits_and_uniforms(), cut=st.integers(0, 5))
 def test_a_target_is_encoded_alike_in_any_company(
     implementation: str, drawn: tuple[base.Array, base.Array], cut: int
@@ -231,7 +231,7 @@ def test_logits_that_are_a_strided_view_and_want_a_gradient_are_encoded_too(code
 
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(drawn=logits_and_uniforms(), cuts=st.lists(st.integers(0, 5), max_size=4))
 def test_what_a_shard_stores_of_rows_is_what_they_hold(
     implementation: str, drawn: tuple[base.Array, base.Array], cuts: list[int]

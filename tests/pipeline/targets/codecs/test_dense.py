@@ -39,7 +39,7 @@ def test_bfloat16_is_what_torch_calls_bfloat16() -> None:
     np.testing.assert_array_equal(decoded.logits, torch.from_numpy(logits).bfloat16().float().numpy())
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(
     logits=hnp.arrays(
         np.float32,

@@ -24,7 +24,7 @@ def encode(codec: Embedding, implementation: str, vectors: Array) -> Encoded:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     vectors=hnp.arrays(
         np.float32,

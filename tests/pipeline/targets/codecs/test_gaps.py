@@ -20,7 +20,7 @@ def flat(found: list[list[int]]) -> tuple[gaps.Ints, gaps.Ints]:
     )
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(found=rows)
 def test_gaps_come_back(found: list[list[int]]) -> None:
     values, bounds = flat(found)
@@ -28,7 +28,7 @@ def test_gaps_come_back(found: list[list[int]]) -> None:
     assert gaps.decode(codes, bits, bounds).tolist() == values.tolist()
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(found=rows, at=st.integers(0, 7))
 def test_a_row_is_coded_alike_in_any_company(found: list[list[int]], at: int) -> None:
     found.append([1, 2**31, 7])
@@ -47,7 +47,7 @@ def test_every_code_of_a_32_bit_gap_is_a_byte_of_its_own() -> None:
     assert len(bits.values) == -(-sum(max(0, int(size).bit_length() - 4) for size in sizes) // 8)
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(
     codes=st.binary(max_size=30),
     bits=st.binary(max_size=60),

@@ -27,7 +27,7 @@ def softmax(logits: Array) -> Array:
 
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
-@settings(deadline=None, max_examples=80)
+@settings(max_examples=80)
 @given(
     logits=hnp.arrays(
         np.float32,
@@ -58,7 +58,7 @@ def test_every_draw_is_counted_once_on_a_class_that_has_mass(
     assert not targets.head_counts.any()
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(seed=st.integers(0, 1000), scale=st.floats(0.1, 8))
 def test_both_implementations_draw_the_same_but_at_borders(seed: int, scale: float) -> None:
     rng = np.random.default_rng(seed)

@@ -56,7 +56,7 @@ def cases(draw: st.DrawFn) -> tuple[Threshold, Array, Array]:
 
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
-@settings(deadline=None, max_examples=80)
+@settings(max_examples=80)
 @given(case=cases())
 def test_every_target_is_a_distribution_that_keeps_its_head_and_samples_only_its_tail(
     implementation: str, case: tuple[Threshold, Array, Array]
@@ -102,7 +102,7 @@ def test_every_target_is_a_distribution_that_keeps_its_head_and_samples_only_its
 
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(case=cases())
 def test_the_same_uniforms_give_the_same_bytes(
     implementation: str, case: tuple[Threshold, Array, Array]

@@ -66,7 +66,7 @@ def test_a_tail_far_below_the_rounding_of_the_head_keeps_its_digits(implementati
     assert decoded.tail_log_mass[0, 0] == pytest.approx(np.log(99) - 50, abs=1e-5)
 
 
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(
     logits=hnp.arrays(
         np.float32,
@@ -116,7 +116,7 @@ def test_a_tail_of_excluded_classes_has_no_mass(implementation: str) -> None:
     assert np.isneginf(decoded.tail_log_mass).all()
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     logits=hnp.arrays(
         np.float32,

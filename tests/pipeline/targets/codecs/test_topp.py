@@ -27,7 +27,7 @@ def log_softmax(logits: Array) -> Array:
 
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(
     logits=hnp.arrays(
         np.float32,
