@@ -81,10 +81,6 @@ VALUES = 64
 LARGEST = 0.5
 """Probability of a head class that is not the likeliest, at most."""
 
-BLOCK = 32
-"""Classes that the torch implementation sums up first, and looks into only if the sum calls for it."""
-
-
 CHUNK = 2**15
 """Entries unpacked at a time, or those of one row."""
 
@@ -254,119 +250,15 @@ class Threshold(Codec):
         one. Probabilities below 1e-38 count as zero. A target's result does not depend on the others in the
         call.
         """
-        import torch
+        from pipeline.targets.codecs import threshold_torch
 
-        logits = logits.detach()
-        count, size = logits.shape
-        blocks = -(-size // BLOCK)
-        # Scratch that a CPU keeps in its cache: a fresh [N, V] buffer would cost more than all the
-        # arithmetic. Smaller chunks make more calls, and each waits for all threads.
-        rows = max(1, (2**21 if logits.device.type == "cpu" else 2**25) // (blocks * BLOCK))
-        dtype = torch.promote_types(logits.dtype, torch.float32)
-        whole = size == blocks * BLOCK and logits.dtype == dtype and logits.is_contiguous()
-        padded = logits.new_full((0 if whole else min(rows, count), blocks * BLOCK), -torch.inf, dtype=dtype)
-        uv = torch.tensor(uniforms, dtype=torch.float64, device=logits.device)
-        parts: list[Encoded] = []
-        bad = np.zeros(count, dtype=np.bool_)
-        for start in range(0, count, rows):
-            chunk = logits[start : start + rows]
-            if not whole:
-                padded[: len(chunk), :size] = chunk
-                chunk = padded[: len(chunk)]
-            p = torch.softmax(chunk, dim=1).view(-1, blocks, BLOCK)
-            mass = p.sum(dim=2).double()
-            # NaN, +inf and nothing but -inf all leave NaN behind.
-            bad[start : start + rows] = mass.sum(dim=1).isnan().cpu().numpy()
-            if not bad.any():
-                parts.append(self._encode_blocks(p, mass, uv[start : start + rows], size))
-        if bad.any():
-            raise NonFiniteLogits(bad)
-        return base.concatenate(parts, self.layout(size))
-
-    def _encode_blocks(self, p: torch.Tensor, mass: torch.Tensor, uv: torch.Tensor, size: int) -> Encoded:
-        """Some targets. p: [n, blocks, BLOCK]; mass: float64 [n, blocks], its sums; uv: [n, 2]. p and mass
-        are used up.
-        """
-        import torch
-
-        count, blocks, _ = p.shape
-        flat, u, v = p.view(-1, BLOCK), uv[:, :1], uv[:, 1:]
-        least = self.threshold * mass.sum(dim=1)
-
-        # Head. A block that holds a head class weighs at least as much; the slack is for rounding in its sum.
-        heavy = (mass >= least[:, None] * (1 - 1e-5)).flatten().nonzero().squeeze(1)
-        inside = flat.index_select(0, heavy).double()
-        is_head = inside >= least[heavy // blocks, None]
-        at, lane = is_head.nonzero(as_tuple=True)
-        row, ids = heavy[at] // blocks, heavy[at] % blocks * BLOCK + lane
-        head_count = torch.bincount(row, minlength=count)
-        first = head_count.cumsum(0) - head_count
-        rank = torch.arange(len(row), device=p.device) - first[row]
-        head = mass.new_zeros(count, max(1, int(head_count.max())))
-        head[row, rank] = inside[at, lane]
-
-        # Tail: the same sums without the head.
-        flat[heavy[at], lane] = 0.0
-        mass.view(-1)[heavy] = inside.masked_fill_(is_head, 0.0).sum(dim=1)
-        running = mass.cumsum(dim=1)
-        tail = running[:, -1:]
-        total = head.sum(dim=1, keepdim=True) + tail
-        has_head = head_count[:, None] > 0
-        parts = (PARTS * (tail / total / self.threshold) + v).floor()
-        draws = torch.where(has_head, (parts / PARTS).ceil(), float(self._headless_draws))
-
-        # Values: of the likeliest the tail's, behind it the others' by ascending id.
-        falling, order = (head / total).sort(dim=1, descending=True, stable=True)
-        placed = torch.zeros_like(head, dtype=torch.int64).scatter_(
-            1, order[:, 1:], self._round_torch(falling[:, 1:].contiguous(), v)
+        columns = threshold_torch.encode(
+            logits, uniforms, self.threshold, PARTS, self._headless_draws, self._grid()
         )
-        likeliest = order[:, :1]
-        byte = torch.where(draws > 0, parts - PARTS * (draws - 1) - 1, 0.0).long()
-        placed.scatter_(1, likeliest, byte)
-        chosen = likeliest[row, 0]
-        behind = torch.where(rank == chosen, 0, rank + (rank < chosen))
-        values = torch.empty_like(ids).scatter_(0, first[row] + behind, placed[row, rank])
-        entries = head_count + draws[:, 0].long()
-        begin = entries.cumsum(0) - entries
-        together = ids.new_empty(int(entries.sum()))
-        together[begin[row] + behind] = ids
-
-        # Draws: first the block that a point falls into, then the class in it.
-        step = torch.arange(int(draws.max()), device=p.device)
-        points = (u + step) / draws.clamp(min=1) * tail
-        points = torch.minimum(points, torch.nextafter(tail, torch.zeros_like(tail)))
-        wanted = step < draws
-        row, number = wanted.nonzero(as_tuple=True)
-        block = torch.searchsorted(running, points, right=True)[wanted]
-        hit = row * blocks + block
-        inner = flat.index_select(0, hit).double().cumsum(dim=1)
-        point = points[wanted] - (running.view(-1)[hit] - mass.view(-1)[hit])
-        # A block's float32 sum and `inner` differ by rounding; the point stays inside all the same.
-        point = torch.minimum(point.clamp(min=0), torch.nextafter(inner[:, -1], torch.zeros_like(point)))
-        drawn = block * BLOCK + torch.searchsorted(inner, point[:, None], right=True).squeeze(1)
-        # An accelerator's parallel running sums may rise by a rounding error where there is no mass.
-        drawn.clamp_(max=size - 1)
-        together[(begin + head_count)[row] + number] = drawn
-
-        columns = (entries, head_count, together, values)
         return {
-            stored.name: column.cpu().numpy().astype(stored.dtype)
-            for stored, column in zip(self.layout(size), columns, strict=True)
+            stored.name: column.astype(stored.dtype)
+            for stored, column in zip(self.layout(logits.shape[1]), columns, strict=True)
         }
-
-    def _round_torch(self, falling: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-        """`_round` of each row of probabilities, [n, k], padded with zeros behind its own; v: [n, 1]."""
-        import torch
-
-        grid = torch.from_numpy(self._grid()).to(falling.device)
-        low = (torch.searchsorted(grid, falling, right=True) - 1).clamp(0, VALUES - 2)
-        width = grid[low + 1] - grid[low]
-        up = torch.where((falling > 0) & (width > 0), (falling - grid[low]) / width, 0.0).clamp(0, 1)
-        sums = up.cumsum(dim=1)
-        sums = torch.minimum(
-            (sums + v).floor(), sums.ceil()
-        )  # v is below 1, but a sum with it may be rounded
-        return low + sums.diff(dim=1, prepend=torch.zeros_like(v)).long()
 
     def decode(self, encoded: Encoded, size: int) -> SparseTargets:
         """See `SparseTargets`."""
