@@ -20,6 +20,7 @@ from rich.text import Text
 
 from jobs.terminal import bar, count, duration, size
 from jobs.totals import Totals
+from pipeline.profile import Profile
 
 if TYPE_CHECKING:
     from pipeline.engine.base import Event
@@ -44,6 +45,7 @@ class LabelView:
         self.totals = Totals()
         self.replicas: set[int] = set()
         self.pending: set[int] = set()
+        self.profile, self.profiled = Profile(), set[int]()
         self.note = ""
         self.asked = self.began = time.monotonic()
         self._recent: deque[tuple[float, int, int]] = deque()
@@ -62,8 +64,11 @@ class LabelView:
                     self.began = time.monotonic()  # loading a model is not labelling
                 self.pending.discard(replica)
                 self.replicas.add(replica)
-            case base.Committed(commit=commit):
+            case base.Committed(commit=commit, replica=replica, profile=profile):
                 now = time.monotonic()
+                if profile is not None:
+                    self.profile.add(profile)
+                    self.profiled.add(replica)
                 self.totals.add(commit)
                 self._recent.append((now, commit.records, commit.targets or commit.rows))
                 while self._recent and self._recent[0][0] < now - WINDOW_SECONDS:

@@ -39,11 +39,14 @@ ACCELERATOR_ELEMENTS = 2**28
 
 @dataclass(frozen=True)
 class Labelled:
-    """Some rows of a window. positions: their places in it; seconds: in the teacher; device: where it is."""
+    """Some rows of a window. positions: their places in it; began, seconds: when the teacher was asked, and
+    how long it took; device: where it is.
+    """
 
     rows: Rows
     positions: npt.NDArray[np.int64]
     means: Means
+    began: float
     seconds: float
     device: str
 
@@ -63,7 +66,7 @@ def encode(answer: Answer, spec: Spec) -> Iterator[Labelled | Quarantined]:
             items, lengths = [part.items[i] for i in views.tolist()], part.batch.lengths[views]
             device = device_name(answer.logits[spec.heads[0].name].device)
             rows = _rows(spec, items, lengths, encoded)
-            yield Labelled(rows, part.positions[views], means, answer.seconds(), device)
+            yield Labelled(rows, part.positions[views], means, answer.began, answer.seconds(), device)
             return
         for i in sorted(bad):
             yield part.items[i].quarantined("non_finite", bad[i])

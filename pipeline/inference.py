@@ -38,11 +38,13 @@ class Answer:
     """What the teacher says of a part.
 
     logits: by head, as the teacher gave them (see `of`): [views, V], or [views, L, V] with padding in it.
-    seconds: how long the teacher took; on an accelerator, known once the logits are.
+    began: when it was asked, of `time.time`. seconds: how long the teacher took; on an accelerator, known
+    once the logits are.
     """
 
     part: Part
     logits: Mapping[str, Logits]
+    began: float
     seconds: Callable[[], float]
 
     def of(self, head: Head) -> Logits:
@@ -124,12 +126,12 @@ class Inference:
         return self._thread.submit(self._answer, part).result()
 
     def _answer(self, part: Part) -> Answer:
-        start = _Moment()
+        began, start = time.time(), _Moment()
         answer = self._compute(part.batch)
         end = _Moment()
         logits = {name: as_logits(answer[name]) for name in self.teacher.outputs if name in answer}
         _check(logits, self.teacher, part.batch)
-        return Answer(part, logits, lambda: end.since(start))
+        return Answer(part, logits, began, lambda: end.since(start))
 
     def _compute(self, batch: Batch) -> Mapping[str, torch.Tensor | Logits]:
         import torch

@@ -69,7 +69,12 @@ class Batching(Config):
     """How views become batches."""
 
     budget: PositiveInt = 4096
-    """Largest batch, in tokens after padding; for fixed-size inputs, in views."""
+    """Largest batch, in tokens after padding; for fixed-size inputs, in views. One that does not fit into
+    memory is cut, and so are those after it."""
+
+    find: bool = False
+    """Whether each replica tries larger budgets on its first views, and goes on with the fastest. Batches
+    then depend on the machine, and so may the last bits of the teacher's answers."""
 
     window: PositiveInt = 256
     """Views among which those of like length are batched together. Rows keep the corpus order."""
@@ -117,6 +122,9 @@ class LabelConfig(Config):
 
     batching: Batching = Batching()
     """How views become batches."""
+
+    profile: bool = False
+    """Tell what the time is spent on, at the end (`decant label --profile`)."""
 
     max_quarantined: float = Field(default=0.01, ge=0, le=1)
     """Largest share of records that may fail (empty ones do not count) before the job stops."""

@@ -9,17 +9,19 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Generator, Iterable, Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from pipeline.batching import Part, Window, batches, windows
+from pipeline.budget import fastest
 from pipeline.codebooks import books_of
 from pipeline.declaration import specify
 from pipeline.encoding import Labelled, encode
 from pipeline.inference import Answer, Inference
 from pipeline.prepare import prepare
+from pipeline.profile import Recorder
 from pipeline.statistics import Means
 from pipeline.stream import chunks, prefetch
 from pipeline.targets.commit import Commit
@@ -58,6 +60,10 @@ class Labeller:
             what = "; ".join(differences(spec, self.store.spec))
             raise SpecMismatch(f"this replica's model or settings are not those of {self.store.url}: {what}")
         self._cancelled = threading.Event()
+        self._finding, self._found = threading.Lock(), not job.label.batching.find
+        self._budget = job.label.batching.budget
+        self.recorder = Recorder() if job.label.profile else None
+        """What the time is spent on, if the job wants to know."""
 
     def cancel(self) -> None:
         """Make every `label` in progress end at its next batch with Cancelled, its unit uncommitted."""
@@ -84,8 +90,11 @@ class Labeller:
                 records += window.records
                 if parts:
                     order = np.argsort(np.concatenate([part.positions for part in parts]))
-                    writer.write(Rows.concatenate([part.rows for part in parts]).take(order))
+                    with self._working("write"):
+                        writer.write(Rows.concatenate([part.rows for part in parts]).take(order))
                 for part in parts:
+                    if self.recorder is not None:
+                        self.recorder.worked("teacher", part.began, part.began + part.seconds)
                     rows += len(part.rows)
                     seconds += part.seconds
                     device = part.device
@@ -99,21 +108,33 @@ class Labeller:
                     f"the teacher gave no target for any of {failures} views, for example of "
                     f"{last_failure.key}: {last_failure.reason}; nothing of unit {unit.id} is committed"
                 )
-            return writer.commit(
-                records=records,
-                statistics=means.values(),
-                histograms=means.histograms(),
-                started=started,
-                forward_seconds=seconds,
-                device=device,
-            )
+            with self._working("write"):
+                return writer.commit(
+                    records=records,
+                    statistics=means.values(),
+                    histograms=means.histograms(),
+                    started=started,
+                    forward_seconds=seconds,
+                    device=device,
+                )
+
+    @contextmanager
+    def _working(self, stage: str) -> Iterator[None]:
+        """While entered, this thread works for the stage."""
+        begin = time.time()
+        try:
+            yield
+        finally:
+            if self.recorder is not None:
+                self.recorder.worked(stage, begin, time.time())
 
     def _windows(self, unit: Unit) -> Generator[tuple[Window, list[Labelled], list[Quarantined]], None, None]:
         """Each window of the unit with its labelled rows and the views that the teacher could not label."""
         batching, depth = self.job.label.batching, self.job.label.batching.prefetch
-        records = prefetch(chunks(self.job.corpus.read(unit), READ_CHUNK), depth)
-        rendered = prefetch(windows(records, self._renderer, batching.window), depth)
-        collated = prefetch(self._batches(rendered), depth)
+        watch = self.recorder
+        records = prefetch(chunks(self.job.corpus.read(unit), READ_CHUNK), depth, "read", watch)
+        rendered = prefetch(windows(records, self._renderer, batching.window), depth, "views", watch)
+        collated = prefetch(self._batches(rendered), depth, "batch", watch)
         answered = prefetch(self._answers(collated), 1)
         encoded = prefetch(self._encode(answered), depth)
         with closing(encoded):
@@ -136,7 +157,15 @@ class Labeller:
         """Each window, and then its batches."""
         for window in rendered:
             yield window
-            yield from batches(window, self._renderer.inputs, self.job.label.batching.budget)
+            yield from batches(window, self._renderer.inputs, self._budget_with(window))
+
+    def _budget_with(self, window: Window) -> int:
+        """The batches' budget, which is found on the first window if the job says so."""
+        with self._finding:
+            if not self._found and window.items:
+                self._budget = fastest(self._inference, window, self._renderer.inputs, self._budget)
+                self._found = True
+            return self._budget
 
     def _answers(self, collated: Iterable[Window | Part]) -> Iterator[Window | Answer | Quarantined]:
         for item in collated:
@@ -152,9 +181,15 @@ class Labeller:
     ) -> Iterator[Window | Labelled | Quarantined]:
         for item in answered:
             if isinstance(item, Answer):
-                yield from self._inference.after(item, lambda answer: list(encode(answer, self.store.spec)))
+                yield from self._inference.after(item, self._targets)
             else:
                 yield item
+
+    def _targets(self, answer: Answer) -> list[Labelled | Quarantined]:
+        if self.recorder is not None:
+            answer.seconds()  # an accelerator may still compute it
+        with self._working("encode"):
+            return list(encode(answer, self.store.spec))
 
 
 __all__ = ["Cancelled", "Labeller", "prepare"]

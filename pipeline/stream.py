@@ -5,16 +5,34 @@ It knows iterables and threads. What flows, it does not know.
 
 from __future__ import annotations
 
+import functools
 import threading
+import time
 from collections import deque
-from collections.abc import Generator, Iterable
-from typing import Any, Generic, TypeVar
+from collections.abc import Callable, Generator, Iterable
+from typing import Any, Generic, Protocol, TypeVar
 
 T = TypeVar("T")
 
 
-def prefetch(items: Iterable[T], depth: int) -> Generator[T, None, None]:
+class Watch(Protocol):
+    """What is told how a stage spends its time. Moments are of `time.time`, durations in seconds."""
+
+    def worked(self, stage: str, begin: float, end: float, starved: float) -> None:
+        """It made an item in between, but for what it waited for the stage before it."""
+        ...
+
+    def blocked(self, stage: str, seconds: float) -> None:
+        """It waited for room."""
+        ...
+
+
+def prefetch(
+    items: Iterable[T], depth: int, stage: str = "", watch: Watch | None = None
+) -> Generator[T, None, None]:
     """The same items in the same order, made by a thread that is at most `depth` items ahead.
+
+    watch: told, under the name `stage`, what the thread's time is spent on.
 
     The thread starts with the first `next`. What the iterable raises is raised here, after the items before
     it and with its own traceback. When the consumer stops early (`close`, or the generator is dropped), the
@@ -23,7 +41,7 @@ def prefetch(items: Iterable[T], depth: int) -> Generator[T, None, None]:
     """
     if depth < 1:
         raise ValueError(f"depth: at least 1, got {depth}")
-    return _consume(items, depth)
+    return _consume(items if watch is None else _watched(items, stage, watch), depth, stage, watch)
 
 
 def chunks(items: Iterable[T], size: int) -> Generator[list[T], None, None]:
@@ -52,8 +70,35 @@ def chunks(items: Iterable[T], size: int) -> Generator[list[T], None, None]:
         _close(iterator)
 
 
-def _consume(items: Iterable[T], depth: int) -> Generator[T, None, None]:
-    channel: _Channel[T] = _Channel(depth)
+def _watched(items: Iterable[T], stage: str, watch: Watch) -> Generator[T, None, None]:
+    """The same items, each with a word of how long it took."""
+    iterator = iter(items)
+    try:
+        while True:
+            begin, waited = time.time(), _waited()
+            try:
+                item = next(iterator)
+            except StopIteration:
+                return
+            finally:
+                watch.worked(stage, begin, time.time(), _waited() - waited)
+            yield item
+            del item
+    finally:
+        _close(iterator)
+
+
+_waits = threading.local()
+
+
+def _waited() -> float:
+    """Seconds that this thread has waited for items."""
+    return getattr(_waits, "seconds", 0.0)
+
+
+def _consume(items: Iterable[T], depth: int, stage: str, watch: Watch | None) -> Generator[T, None, None]:
+    blocked = None if watch is None else functools.partial(watch.blocked, stage)
+    channel: _Channel[T] = _Channel(depth, blocked)
     # A daemon, so that a generator that was abandoned half-way cannot keep the process from leaving. Nothing
     # is lost with it: whatever it raises goes through the channel.
     thread = threading.Thread(target=_produce, args=(items, channel), name="decant-prefetch", daemon=True)
@@ -114,7 +159,9 @@ class _Ended(Exception):
 class _Channel(Generic[T]):
     """A bounded queue whose two ends can both be closed, which queue.Queue cannot before Python 3.13."""
 
-    def __init__(self, depth: int) -> None:
+    def __init__(self, depth: int, blocked: Callable[[float], None] | None) -> None:
+        """blocked: told how long `put` waited for room."""
+        self._blocked = blocked
         self.error: BaseException | None = None
         self.close_error: BaseException | None = None
         self._depth = depth
@@ -126,8 +173,11 @@ class _Channel(Generic[T]):
     def put(self, item: T) -> bool:
         """Waits for room. False when the consumer has gone."""
         with self._room:
+            began = time.time()
             while len(self._items) >= self._depth and not self._closed:
                 self._room.wait()
+            if self._blocked is not None:
+                self._blocked(time.time() - began)
             if self._closed:
                 return False
             self._items.append(item)
@@ -143,8 +193,10 @@ class _Channel(Generic[T]):
     def get(self) -> T:
         """Waits for an item. Raises _Ended after the last one."""
         with self._news:
+            began = time.time()
             while not self._items and not self._ended:
                 self._news.wait()
+            _waits.seconds = _waited() + time.time() - began
             if not self._items:
                 raise _Ended
             item = self._items.popleft()

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
 from jobs.commands.arguments import JobFile, Overrides
+from jobs.profile import Reading
 from jobs.progress import Display, LabelView
 from jobs.signals import Drain
 from jobs.terminal import count, err, out, size
@@ -27,7 +28,14 @@ def register(app: typer.Typer) -> None:
     app.command()(label)
 
 
-def label(job: JobFile, overrides: Overrides = None) -> None:
+def label(
+    job: JobFile,
+    overrides: Overrides = None,
+    profile: Annotated[
+        bool,
+        typer.Option("--profile", help="At the end, tell which stage the time went to, and which to blame."),
+    ] = False,
+) -> None:
     """Label the corpus with the teacher, into the store.
 
     Plans what is not planned yet, then labels every unit that has no commit. Run it again after anything that
@@ -37,6 +45,7 @@ def label(job: JobFile, overrides: Overrides = None) -> None:
 
     \b
       decant label job.yaml
+      decant label job.yaml --profile
       decant label job.yaml label.engine=ray label.replicas.max=4
       decant label job.yaml label.engine=ray label.address=auto     on a running Ray cluster
 
@@ -45,12 +54,14 @@ def label(job: JobFile, overrides: Overrides = None) -> None:
     from jobs.config import load_job
     from jobs.preparation import prepared
 
-    labelling = load_job(job, overrides or ()).labelling()
+    asked = [*(overrides or ()), *(["label.profile=true"] if profile else [])]
+    labelling = load_job(job, asked).labelling()
     store = prepared(labelling)
     planned, before = store.planned_count(), len(store.committed())
     if before < planned:
         view = LabelView(f"labelling into {store.url}", planned, before, targets_are(store.spec))
         label_units(labelling, store.pending(), view)
+        _show_profile(view)
     store.compact()
     left = planned - len(store.committed())
     if left:
@@ -85,6 +96,12 @@ def _engine(job: LabelJob) -> Engine:
     from pipeline.engine.ray import RayEngine
 
     return RayEngine()
+
+
+def _show_profile(view: LabelView) -> None:
+    if view.profile.working:
+        for part in Reading(view.profile, len(view.profiled)).render():
+            err().print(part)
 
 
 def _summary(store: Store) -> Iterator[str]:

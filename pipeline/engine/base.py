@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol
 
+from pipeline.profile import Profile
 from pipeline.targets.commit import Commit
 from pipeline.targets.errors import (
     CorpusChanged,
@@ -67,11 +68,14 @@ class ReplicaLost:
 
 @dataclass(frozen=True)
 class Committed:
-    """A unit is in the store. seconds: from handing it out to its commit."""
+    """A unit is in the store. seconds: from handing it out to its commit. profile: what the replica's time
+    was spent on since the unit before, if the job wants to know.
+    """
 
     commit: Commit
     replica: int
     seconds: float
+    profile: Profile | None = None
 
 
 @dataclass(frozen=True)

@@ -54,7 +54,8 @@ class Local:
                     error = future.exception()
                     if error is None:
                         commit = future.result()
-                        yield Committed(commit, REPLICA, time.monotonic() - began)
+                        spent = labeller.recorder.take() if labeller.recorder else None
+                        yield Committed(commit, REPLICA, time.monotonic() - began, spent)
                         ledger.committed(commit)
                     elif isinstance(error, Exception):
                         yield ledger.failed(attempt, error)

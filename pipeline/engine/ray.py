@@ -29,6 +29,7 @@ from pipeline.engine.base import (
     Started,
     sentence,
 )
+from pipeline.profile import Profile
 from pipeline.targets.commit import Commit
 from pipeline.targets.errors import ConfigError, DecantError, LabellingFailed, TeacherError
 from pipeline.targets.unit import Unit
@@ -93,10 +94,11 @@ class Replica:
             self._labeller = Labeller(LabelJob.model_validate_json(self._job))
         return os.getpid(), platform.node()
 
-    def label(self, unit: Unit) -> Commit:
-        """Label a unit. Units may overlap."""
+    def label(self, unit: Unit) -> tuple[Commit, Profile | None]:
+        """Label a unit. Units may overlap. The profile, if one is kept, is of the time since the last."""
         with _plain_errors():
-            return self._labeller.label(unit)
+            commit, recorder = self._labeller.label(unit), self._labeller.recorder
+            return commit, recorder.take() if recorder else None
 
 
 @contextmanager
@@ -229,17 +231,18 @@ class _Pool:
             yield from self._lost(member, _cause_of_death(error), blame=not preempted)
         else:
             if member.pid is not None:
-                yield self._committed(member, ref, outcome)
-                self._ledger.committed(outcome)
+                commit, profile = outcome
+                yield self._committed(member, ref, commit, profile)
+                self._ledger.committed(commit)
             else:
                 member.pid, node = outcome
                 self._failed_starts = 0
                 yield Started(member.number, outcome[0], node)
 
-    def _committed(self, member: _Member, ref: Any, commit: Commit) -> Committed:
+    def _committed(self, member: _Member, ref: Any, commit: Commit, profile: Profile | None) -> Committed:
         _, began = member.in_flight.pop(ref)
         member.alone = False
-        return Committed(commit, member.number, time.monotonic() - began)
+        return Committed(commit, member.number, time.monotonic() - began, profile)
 
     def _failed(self, member: _Member, ref: Any, error: Exception) -> Iterator[Event]:
         """A unit raised; the replica lives. After a TeacherError it is replaced all the same."""
@@ -263,13 +266,13 @@ class _Pool:
         for ref, (attempt, _) in list(member.in_flight.items()):
             del self._refs[ref]
             try:
-                commit = ray.get(ref)
+                commit, profile = ray.get(ref)
             except ray.exceptions.RayTaskError as error:
                 yield from [self._ledger.failed(attempt, error.cause)]
             except ray.exceptions.RayError:
                 victims.append(attempt)
             else:
-                yield self._committed(member, ref, commit)
+                yield self._committed(member, ref, commit, profile)
                 self._ledger.committed(commit)
         for attempt in victims:
             if blame:

@@ -27,11 +27,15 @@ def device_of(name: str) -> torch.device:
 
 
 def tensor(array: npt.NDArray[Any], device: torch.device) -> torch.Tensor:
-    """The array on the device. Token ids become int64, as embeddings ask; other types stay."""
+    """The array on the device. Token ids become int64, as embeddings ask; other types stay.
+
+    To a CUDA device it is copied from pinned memory, so that nobody waits for what is computed there.
+    """
     import torch
 
     if array.dtype.kind == "u" and array.dtype.itemsize > 1:
         array = array.astype(np.int64)
     elif not array.flags.writeable:
         array = array.copy()  # torch shares the memory and warns that it could write
-    return torch.from_numpy(array).to(device, non_blocking=True)
+    host = torch.from_numpy(array)
+    return (host.pin_memory() if device.type == "cuda" else host).to(device, non_blocking=True)

@@ -41,7 +41,7 @@ def answer_of(lengths: list[int], bad: set[int] = frozenset()) -> Answer:  # typ
         logits[i, n - 1 :] = torch.nan  # behind the last target and in padding, anything may stand
         if i in bad:
             logits[i, rng.integers(n - 1), 2] = torch.nan
-    return Answer(part, {"logits": Given(logits)}, lambda: 0.5)
+    return Answer(part, {"logits": Given(logits)}, 0.0, lambda: 0.5)
 
 
 @settings(max_examples=60)

@@ -82,7 +82,7 @@ def test_what_pads_a_teachers_logits_changes_no_byte(
     spec = Spec(INPUTS, (Head("logits", size, "next_token", codec),), {"kind": "x"}, {"kind": "y"})
     made = []
     for rows in (0, padding):
-        (labelled,) = encode(Answer(part, {"logits": logits(rows)}, lambda: 0.0), spec)
+        (labelled,) = encode(Answer(part, {"logits": logits(rows)}, 0.0, lambda: 0.0), spec)
         assert isinstance(labelled, Labelled)
         made.append(labelled)
     assert made[0].rows.to_arrow().equals(made[1].rows.to_arrow(), check_metadata=True)

@@ -18,6 +18,7 @@ from pipeline.engine.local import Local
 from pipeline.job import LabelJob
 from pipeline.label import Labeller
 from pipeline.prepare import prepare
+from pipeline.profile import STAGES, Profile
 from pipeline.targets.errors import (
     ConfigError,
     LabellingFailed,
@@ -63,6 +64,17 @@ def small(**replicas: Any) -> dict[str, Any]:
 
 def drive(engine: Engine, job: LabelJob, store: Store) -> list[Event]:
     return list(engine.run(job, store.pending(), threading.Event()))
+
+
+@ray_is_slow
+def test_a_job_that_asks_for_a_profile_is_told_of_every_stage(engine: Engine, make_job: MakeJob) -> None:
+    job = make_job(label={**small(), "profile": True})
+    total = Profile()
+    for event in drive(engine, job, prepare(job)):
+        if isinstance(event, Committed):
+            assert event.profile is not None
+            total.add(event.profile)
+    assert set(total.working) == set(STAGES)
 
 
 def shards(store: Store) -> dict[str, str | None]:
