@@ -58,10 +58,11 @@ def job_of(folder: Path, texts: Path, model: Path, arguments: argparse.Namespace
 def parts_of(job: LabelJob, store: Store) -> list[Part]:
     """The batches that labelling would make, in memory."""
     renderer, batching = job.views.load(), job.label.batching
+    budget, content = batching.largest(renderer.inputs), batching.content(renderer.inputs)
     found = []
     for unit in store.planned():
-        for window in windows(chunks(job.corpus.read(unit), 16), renderer, batching.window):
-            found += batches(window, renderer.inputs, batching.budget)
+        for window in windows(chunks(job.corpus.read(unit), 16), renderer, content):
+            found += batches(window, renderer.inputs, budget)
     return found
 
 

@@ -64,7 +64,7 @@ class Answers:
         )
         self.head: Head = self._spec.heads[0]
         self.targets = 0
-        self._budget = job.label.batching.budget
+        self._budget = job.label.batching.largest(self._renderer.inputs)
         self._answers: list[Answer] = []
         self._units: list[Unit] = []
 
@@ -109,7 +109,7 @@ class Answers:
         """Targets that a byte of the corpus has, judged by one of the units, which is read whole."""
         unit = self._units[len(self._units) // 4]
         found = 0.0
-        for window in windows(chunks(self._corpus.read(unit), 16), self._renderer, 256):
+        for window in windows(chunks(self._corpus.read(unit), 16), self._renderer, self._budget):
             found += sum(self._count(item.content.size) for item in window.items)
         return float(found / max(unit.size_bytes, 1))
 

@@ -71,10 +71,13 @@ class Part:
 
 
 def windows(
-    records: Iterable[Iterable[Record | Quarantined]], renderer: Renderer, size: int
+    records: Iterable[Iterable[Record | Quarantined]], renderer: Renderer, content: int
 ) -> Iterator[Window]:
-    """Windows of `size` views, the last one smaller. records: in order, in groups of any size."""
-    window = Window()
+    """Windows whose views together have a size of at least `content`, the last one less.
+
+    records: in order, in groups of any size.
+    """
+    window, size = Window(), 0
     for group in records:
         for record in group:
             window.records += 1
@@ -89,9 +92,10 @@ def windows(
                 continue
             for number, view in enumerate(views):
                 window.items.append(Item(record.key, record.row, number, len(views), view))
-                if len(window.items) == size:
+                size += view.size
+                if size >= content:
                     yield window
-                    window = Window()
+                    window, size = Window(), 0
     if window.records or window.items:
         yield window
 

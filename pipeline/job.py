@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt
@@ -10,7 +11,7 @@ from pipeline.config import Config
 from pipeline.corpus import AnySource
 from pipeline.targets.codecs import Codebooks, Dense, Embedding, Sampled, Threshold, TopK, TopP
 from pipeline.targets.codecs.base import Of
-from pipeline.targets.spec import Container
+from pipeline.targets.spec import Container, Input
 from pipeline.teachers import AnyTeacher
 from pipeline.views import AnyViews
 
@@ -65,22 +66,38 @@ class StoreConfig(Config):
     """Seed of every random draw of an encoding."""
 
 
+TOKENS_OF_A_BATCH, VIEWS_OF_A_BATCH = 4096, 256
+
+
+def _vary(inputs: Sequence[Input]) -> bool:
+    return any(declared.varies for declared in inputs)
+
+
 class Batching(Config):
     """How views become batches."""
 
-    budget: PositiveInt = 4096
-    """Largest batch, in tokens after padding; for fixed-size inputs, in views. One that does not fit into
-    memory is cut, and so are those after it."""
+    budget: PositiveInt | None = None
+    """Largest batch, in tokens after padding; for inputs of a fixed size, in views. By default 4,096 tokens
+    or 256 views. One that does not fit into memory is cut, and so are those after it."""
 
     find: bool = False
     """Whether each replica tries larger budgets on its first views, and goes on with the fastest. Batches
     then depend on the machine, and so may the last bits of the teacher's answers."""
 
-    window: PositiveInt = 256
-    """Views among which those of like length are batched together. Rows keep the corpus order."""
+    window: PositiveInt = 32
+    """Batches that are made at once where lengths vary: of so many, those of like length share one. Rows keep
+    the corpus order."""
 
     prefetch: PositiveInt = 2
     """Batches that may wait between two stages."""
+
+    def largest(self, inputs: Sequence[Input]) -> int:
+        """The budget for views with these inputs."""
+        return self.budget or (TOKENS_OF_A_BATCH if _vary(inputs) else VIEWS_OF_A_BATCH)
+
+    def content(self, inputs: Sequence[Input]) -> int:
+        """What a window has at least, in the budget's unit. Views of one size gain nothing from more."""
+        return self.largest(inputs) * (self.window if _vary(inputs) else 1)
 
 
 class Replicas(Config):

@@ -61,7 +61,7 @@ class Labeller:
             raise SpecMismatch(f"this replica's model or settings are not those of {self.store.url}: {what}")
         self._cancelled = threading.Event()
         self._finding, self._found = threading.Lock(), not job.label.batching.find
-        self._budget = job.label.batching.budget
+        self._budget = job.label.batching.largest(self._renderer.inputs)
         self.recorder = Recorder() if job.label.profile else None
         """What the time is spent on, if the job wants to know."""
 
@@ -130,10 +130,10 @@ class Labeller:
 
     def _windows(self, unit: Unit) -> Generator[tuple[Window, list[Labelled], list[Quarantined]], None, None]:
         """Each window of the unit with its labelled rows and the views that the teacher could not label."""
-        batching, depth = self.job.label.batching, self.job.label.batching.prefetch
-        watch = self.recorder
+        depth, watch = self.job.label.batching.prefetch, self.recorder
+        content = self.job.label.batching.content(self._renderer.inputs)
         records = prefetch(chunks(self.job.corpus.read(unit), READ_CHUNK), depth, "read", watch)
-        rendered = prefetch(windows(records, self._renderer, batching.window), depth, "views", watch)
+        rendered = prefetch(windows(records, self._renderer, content), depth, "views", watch)
         collated = prefetch(self._batches(rendered), depth, "batch", watch)
         answered = prefetch(self._answers(collated), 1)
         encoded = prefetch(self._encode(answered), depth)

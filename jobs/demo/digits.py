@@ -215,7 +215,7 @@ def labelling_job(
         views=Arrays(name=INPUT, dtype="uint8", shape=list(SHAPE)),
         teacher=Ensemble(members=members, average="logits"),
         store=StoreConfig(url=store, heads={HEAD: Dense(dtype="float16")}, inputs="embed"),
-        label=LabelConfig(engine="local", batching=Batching(budget=512, window=512)),
+        label=LabelConfig(engine="local", batching=Batching(budget=512)),
     )
 
 

@@ -142,7 +142,7 @@ def _job(output: Path, folder: Path, found: Sources, settings: TextSettings) -> 
         label=LabelConfig(
             engine="ray",
             replicas=Replicas(min=1, max=settings.replicas),
-            batching=Batching(budget=2048, window=64),
+            batching=Batching(budget=2048, window=8),
             max_quarantined=0.05,
         ),
     )

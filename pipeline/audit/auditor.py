@@ -40,6 +40,9 @@ if TYPE_CHECKING:
 IMPORTED = "imported"
 """The kind of teacher that a store's spec names when the targets came from other software."""
 
+BATCHING = Batching()
+"""How rows are batched where no job says."""
+
 Progress = Callable[[int, int], None]
 """Told the rows done and the rows chosen."""
 
@@ -59,9 +62,9 @@ def audit(
     Raises UserError when nothing is committed, SpecMismatch when the teacher has not the store's heads,
     StorageError, TeacherError.
     """
-    store, budget = Store.open(job.store.url, job.store.options), job.label.batching.budget
+    store, batching = Store.open(job.store.url, job.store.options), job.label.batching
     if store.spec.teacher.get("kind") == IMPORTED:
-        return audit_imported(store, job.teacher, rows, units, seed, tolerance, progress, budget)
+        return audit_imported(store, job.teacher, rows, units, seed, tolerance, progress, batching)
     with closing(Inference(job.teacher.load)) as inference:
         renderer, findings = job.views.load(), Findings()
         _check_heads(store, inference.teacher)
@@ -71,7 +74,7 @@ def audit(
             findings.add(Finding("spec", f"the job's and the store's differ in {line}"))
         inputs = CorpusInputs(store, job.corpus, renderer, findings)
         noise = _noise(job.teacher, False, tolerance)
-        auditor = _Auditor(store, inputs, inference, budget, noise, seed, findings)
+        auditor = _Auditor(store, inputs, inference, batching, noise, seed, findings)
         return auditor.run(rows, units, progress)
 
 
@@ -83,11 +86,11 @@ def audit_imported(
     seed: int = 0,
     tolerance: float | None = None,
     progress: Progress | None = None,
-    budget: int = Batching().budget,
+    batching: Batching = BATCHING,
 ) -> Audit:
     """Relabel rows of an imported store from its own inputs; there is no corpus and no spec to compare.
 
-    budget: of a batch, in tokens after padding. Raises as `audit`, and UserError when the store was not
+    batching: how large batches are. Raises as `audit`, and UserError when the store was not
     imported, or was without inputs.
     """
     if store.spec.teacher.get("kind") != IMPORTED:
@@ -98,7 +101,7 @@ def audit_imported(
     with closing(Inference(teacher.load)) as inference:
         _check_heads(store, inference.teacher)
         inputs, noise = StoredInputs(store), _noise(teacher, True, tolerance)
-        auditor = _Auditor(store, inputs, inference, budget, noise, seed, Findings())
+        auditor = _Auditor(store, inputs, inference, batching, noise, seed, Findings())
         return auditor.run(rows, units, progress)
 
 
@@ -144,12 +147,12 @@ class _Auditor:
         store: Store,
         inputs: Inputs,
         inference: Inference,
-        budget: int,
+        batching: Batching,
         noise: Noise,
         seed: int,
         findings: Findings,
     ) -> None:
-        self._store, self._inputs, self._inference, self._budget = store, inputs, inference, budget
+        self._store, self._inputs, self._inference, self._batching = store, inputs, inference, batching
         self._seed, self._findings = seed, findings
         self._heads = [
             HeadComparison(head, store.spec.seed, noise, np.random.default_rng([seed, number]))
@@ -211,7 +214,8 @@ class _Auditor:
 
     def _label(self, commit: Commit, stored: Rows, items: Sequence[tuple[int, Item]]) -> None:
         window = Window([item for _, item in items], [], 0)
-        for part in batches(window, self._inputs.declared, self._budget):
+        declared = self._inputs.declared
+        for part in batches(window, declared, self._batching.largest(declared)):
             for answer in self._inference(part):
                 if isinstance(answer, Answer):
                     places = [items[p][0] for p in answer.part.positions.tolist()]

@@ -64,7 +64,7 @@ def make_job(tmp_path: Path) -> JobMaker:
                     "url": str(tmp_path / store),
                     "heads": heads or {"logits": {"kind": "threshold"}},
                 },
-                "label": {"batching": {"budget": 256, "window": 16}, **(label or {})},
+                "label": {"batching": {"budget": 256, "window": 1}, **(label or {})},
                 **sections,
             }
         )

@@ -75,7 +75,7 @@ def test_a_window_that_the_teacher_fails_on_changes_nothing() -> None:
 def test_a_job_labels_the_same_with_a_budget_that_is_found(make_job: Any) -> None:
     stores = []
     for name, find in (("given", False), ("found", True)):
-        job: LabelJob = make_job(store=name, label={"batching": {"budget": 64, "window": 16, "find": find}})
+        job: LabelJob = make_job(store=name, label={"batching": {"budget": 64, "window": 4, "find": find}})
         store = prepare(job)
         labeller = Labeller(job)
         for unit in store.pending():

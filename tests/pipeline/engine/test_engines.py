@@ -59,7 +59,7 @@ def ray_engine(request: pytest.FixtureRequest) -> Engine:
 
 def small(**replicas: Any) -> dict[str, Any]:
     """Settings for replicas that are cheap to place."""
-    return {"replicas": {"cpus": 0.5, **replicas}, "batching": {"budget": 256, "window": 16}}
+    return {"replicas": {"cpus": 0.5, **replicas}, "batching": {"budget": 256, "window": 1}}
 
 
 def drive(engine: Engine, job: LabelJob, store: Store) -> list[Event]:
