@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from typing import Any, BinaryIO, ClassVar, Literal
 
 import pyarrow as pa
 from pydantic import PositiveInt
 
-from pipeline.corpus.base import NOTHING_PLANNED, Record
+from pipeline.corpus.base import NOTHING_PLANNED, Read, Record
 from pipeline.corpus.files import FileSource, cut, pack, part_of, whole
 from pipeline.targets.errors import CorpusUnreadable
 from pipeline.targets.unit import Quarantined, Slice, Unit
@@ -60,7 +60,7 @@ class JsonLines(FileSource):
                 for start, stop in cut(file.size, self.unit_bytes):
                     yield part_of(file, start, stop), stop - start, stop - start
 
-    def read(self, unit: Unit) -> Iterator[Record | Quarantined]:
+    def records(self, unit: Unit) -> Generator[Read, None, None]:
         row = 0
         for part in unit.slices:
             name = self.name(part.url)

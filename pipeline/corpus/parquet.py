@@ -7,7 +7,7 @@ each of its units half of it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, BinaryIO, ClassVar, Literal
 
@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import PositiveInt
 
-from pipeline.corpus.base import NOTHING_PLANNED, Record
+from pipeline.corpus.base import NOTHING_PLANNED, Read, Record
 from pipeline.corpus.files import FileSource, cut, pack, part_of
 from pipeline.targets.errors import ConfigError, CorpusUnreadable
 from pipeline.targets.unit import Quarantined, Slice, Unit
@@ -68,7 +68,7 @@ class ParquetFiles(FileSource):
                     f"{'text' if test is is_text else 'key'}"
                 )
 
-    def read(self, unit: Unit) -> Iterator[Record | Quarantined]:
+    def records(self, unit: Unit) -> Generator[Read, None, None]:
         row = 0
         for part in unit.slices:
             name = self.name(part.url)
