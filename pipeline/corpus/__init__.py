@@ -5,11 +5,39 @@ from typing import Annotated
 from pydantic import Field
 
 from pipeline.corpus.arrays import ArrayFiles
-from pipeline.corpus.base import Record, Source
+from pipeline.corpus.arrow import ArrowFiles
+from pipeline.corpus.base import Filtered, Record, Source
 from pipeline.corpus.jsonl import JsonLines
+from pipeline.corpus.media import AudioFiles, ImageFiles
 from pipeline.corpus.parquet import ParquetFiles
-from pipeline.corpus.text import TextFiles
+from pipeline.corpus.text import SourceTree, TextFiles
+from pipeline.corpus.webdataset import WebDatasetTars
 
-AnySource = Annotated[TextFiles | JsonLines | ParquetFiles | ArrayFiles, Field(discriminator="kind")]
+AnySource = Annotated[
+    TextFiles
+    | SourceTree
+    | JsonLines
+    | ParquetFiles
+    | ArrowFiles
+    | WebDatasetTars
+    | ImageFiles
+    | AudioFiles
+    | ArrayFiles,
+    Field(discriminator="kind"),
+]
 
-__all__ = ["AnySource", "ArrayFiles", "JsonLines", "ParquetFiles", "Record", "Source", "TextFiles"]
+__all__ = [
+    "AnySource",
+    "ArrayFiles",
+    "ArrowFiles",
+    "AudioFiles",
+    "Filtered",
+    "ImageFiles",
+    "JsonLines",
+    "ParquetFiles",
+    "Record",
+    "Source",
+    "SourceTree",
+    "TextFiles",
+    "WebDatasetTars",
+]

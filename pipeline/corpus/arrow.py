@@ -19,7 +19,7 @@ from pydantic import PositiveInt
 
 from pipeline.corpus.base import NOTHING_PLANNED, Read
 from pipeline.corpus.columns import ColumnFiles
-from pipeline.corpus.files import pack, part_of, whole
+from pipeline.corpus.files import joined, pack, part_of, whole
 from pipeline.corpus.listing import File, open_file
 from pipeline.targets.errors import CorpusMissing, CorpusUnreadable
 from pipeline.targets.unit import Slice, Unit
@@ -88,7 +88,8 @@ class ArrowFiles(ColumnFiles):
             if any(message.kind == DICTIONARY for message in batches):
                 parts = [whole(file)]  # a batch means nothing without the dictionaries before it
             else:
-                parts = [part_of(file, *span) for span in spans(batches, self.unit_bytes)]
+                pieces = ((batch.start, batch.stop) for batch in batches)
+                parts = [part_of(file, *span) for span in joined(pieces, self.unit_bytes)]
             for part in parts:
                 yield part, part.stop - part.start, part.stop - part.start
 
@@ -213,16 +214,6 @@ def with_dictionaries(file: BinaryIO) -> Iterator[pa.RecordBatch]:
         yield from (reader.get_batch(number) for number in range(reader.num_record_batches))
     else:
         yield from pa.ipc.open_stream(file)
-
-
-def spans(batches: Sequence[Message], most: int) -> Iterator[tuple[int, int]]:
-    """Byte ranges of consecutive messages, each of at most `most` bytes or of one message."""
-    first = 0
-    for i, message in enumerate(batches):
-        following = batches[i + 1] if i + 1 < len(batches) else None
-        if following is None or following.stop - batches[first].start > most:
-            yield batches[first].start, message.stop
-            first = i + 1
 
 
 @contextmanager

@@ -227,3 +227,15 @@ def cut(total: int, most: int) -> Iterator[tuple[int, int]]:
     pieces = -(-total // most)
     for i in range(pieces):
         yield total * i // pieces, total * (i + 1) // pieces
+
+
+def joined(pieces: Iterable[tuple[int, int]], most: int) -> Iterator[tuple[int, int]]:
+    """Ranges of consecutive pieces, each start and stop, as long as `most` allows or of one piece."""
+    held: tuple[int, int] | None = None
+    for start, stop in pieces:
+        if held is not None and stop - held[0] > most:
+            yield held
+            held = None
+        held = (start if held is None else held[0], stop)
+    if held is not None:
+        yield held
