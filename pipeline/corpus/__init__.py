@@ -12,6 +12,7 @@ from pipeline.corpus.media import AudioFiles, ImageFiles
 from pipeline.corpus.parquet import ParquetFiles
 from pipeline.corpus.text import SourceTree, TextFiles
 from pipeline.corpus.webdataset import WebDatasetTars
+from pipeline.corpus.zarr_arrays import ZarrArrays
 
 AnySource = Annotated[
     TextFiles
@@ -22,7 +23,8 @@ AnySource = Annotated[
     | WebDatasetTars
     | ImageFiles
     | AudioFiles
-    | ArrayFiles,
+    | ArrayFiles
+    | ZarrArrays,
     Field(discriminator="kind"),
 ]
 
@@ -40,4 +42,5 @@ __all__ = [
     "SourceTree",
     "TextFiles",
     "WebDatasetTars",
+    "ZarrArrays",
 ]
