@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any
+from typing import Any, ClassVar
 
 from pipeline.config import Config
 from pipeline.targets.unit import Quarantined, Unit
@@ -52,6 +52,13 @@ Read = Record | Quarantined | Filtered
 
 class Source(Config, ABC):
     """A corpus: any number of files of one form, anywhere fsspec reaches."""
+
+    hidden: ClassVar[Any] = {"options"}
+    """Fields that no plan may show, because they may hold credentials; as pydantic's `exclude`."""
+
+    def described(self) -> dict[str, Any]:
+        """The configuration as JSON, for a plan."""
+        return self.model_dump(mode="json", exclude=self.hidden)
 
     @abstractmethod
     def units(self, planned: Mapping[str, str] = NOTHING_PLANNED) -> Iterator[Unit]:

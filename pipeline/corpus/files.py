@@ -147,8 +147,9 @@ class FileSource(Source):
         """The error for a file that is not what it was, or is not read as it was."""
         if unmarked(planned) == unmarked(now):
             return CorpusChanged(
-                f"the corpus file {url} was planned with other settings than the job's (one of "
-                f"{', '.join(sorted(self.decides))}): go back to them, or label into a new store"
+                f"the corpus file {url} was planned with other settings than the job's ("
+                f"{', '.join(sorted(self.decides))}, or its name or weight in a mix): go back to them, or label "
+                "into a new store"
             )
         return CorpusChanged(
             f"the corpus file {url} is no longer the one that was planned: restore it, or label into a new store"
