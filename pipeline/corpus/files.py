@@ -122,6 +122,11 @@ class FileSource(Source):
         """What `read` is to give, before keys and values are filtered."""
 
     def read(self, unit: Unit) -> Iterator[Read]:
+        mark = self._mark()
+        for part in unit.slices:  # of those, too, that are not opened because their keys are not chosen
+            bare = unmarked(part.fingerprint)
+            if part.fingerprint != bare + mark:
+                raise self._changed(part.url, part.fingerprint, bare)
         with closing(self.records(unit)) as items:
             for item in items:
                 if self.chooses(item.key) and (not isinstance(item, Record) or self.where.admits(item.data)):
