@@ -74,9 +74,7 @@ class Part:
         return Part(self.items[chosen], self.positions[chosen], Batch(inputs, lengths))
 
 
-def windows(
-    records: Iterable[Iterable[Read]], renderer: Renderer, size: int
-) -> Iterator[Window]:
+def windows(records: Iterable[Iterable[Read]], renderer: Renderer, size: int) -> Iterator[Window]:
     """Windows of `size` views, the last one smaller. records: in order, in groups of any size."""
     window = Window()
     for group in records:

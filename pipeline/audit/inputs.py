@@ -126,7 +126,7 @@ class CorpusInputs:
         for i in range(len(stored)):
             rows.setdefault(int(stored.row[i]), []).append(i)
         last, records = max(rows), self._corpus.read(unit)
-        with closing(records):  # type: ignore[type-var]
+        with closing(records):
             for record in records:
                 self._owners[record.key] = unit.id
                 for i in rows.pop(record.row, ()):

@@ -1,8 +1,8 @@
 """Arrow: IPC files and streams, and the folders that Hugging Face `datasets` saves, read with pyarrow alone.
 
-A stream has no index, so the frames of its messages are read to see where each record batch begins; a unit is a
-range of batches, and reading one seeks there. No batch is trusted: it is validated before a value of it is looked
-at, and no extension type is unpickled.
+A stream has no index, so the frames of its messages are read to see where each record batch begins; a unit is
+a range of batches, and reading one seeks there. No batch is trusted: it is validated before a value of it is
+looked at, and no extension type is unpickled.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import struct
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, BinaryIO, ClassVar, Literal
+from typing import BinaryIO, ClassVar, Literal
 
 import pyarrow as pa
 from pydantic import PositiveInt
@@ -33,10 +33,12 @@ CONTINUED = 0xFFFFFFFF
 
 
 class ArrowFiles(ColumnFiles):
-    """Arrow files and streams, and saved `datasets`; a record is {"text": str}, or has the fields of `columns`.
+    """Arrow files and streams, and saved `datasets`; a record is {"text": str}, or has the fields of
+    `columns`.
 
-    Its key is `<file>@<byte of the record batch>#<row in it>`, or the key column. Of a folder with a state.json, which
-    `save_to_disk` writes, the files that it names are taken and no others: what lies beside them is a cache.
+    Its key is `<file>@<byte of the record batch>#<row in it>`, or the key column. Of a folder with a
+    state.json, which `save_to_disk` writes, the files that it names are taken and no others: what lies beside
+    them is a cache.
     """
 
     usual: ClassVar[tuple[str, ...]] = ("*.arrow", "*.arrows", "*.feather")
@@ -99,13 +101,11 @@ class ArrowFiles(ColumnFiles):
             name = self.name(part.url)
             with self.open(part) as file, arrow(part.url):
                 for start, batch in self._batches(part, file):
-                    yield from self.rows(
-                        batch, 0, len(batch), row, lambda i, start=start: f"{name}@{start}#{i}"
-                    )
+                    yield from self.rows(batch, 0, len(batch), row, f"{name}@{start}#")
                     row += len(batch)
 
     def _batches(self, part: Slice, file: BinaryIO) -> Iterator[tuple[int, pa.RecordBatch]]:
-        """The record batches of a slice, each with the byte it begins at, or with its number in a whole file."""
+        """The batches of a slice, each with the byte it begins at, or with its number in a whole file."""
         if part.start == 0:
             for number, batch in enumerate(with_dictionaries(file)):
                 self.check_columns(part.url, batch.schema)
@@ -162,8 +162,8 @@ def messages(file: BinaryIO, size: int, start: int = 0) -> Iterator[Message]:
 
 
 def described(metadata: bytes) -> tuple[int, int]:
-    """The kind of a message and the bytes of its body: two fields of the flatbuffer Message, which pyarrow gives
-    only with the body. Raises struct.error, ValueError.
+    """The kind of a message and the bytes of its body: two fields of the flatbuffer Message, which pyarrow
+    gives only with the body. Raises struct.error, ValueError.
     """
     (table,) = struct.unpack_from("<I", metadata)
     (back,) = struct.unpack_from("<i", metadata, table)
@@ -181,7 +181,7 @@ def described(metadata: bytes) -> tuple[int, int]:
 
 
 def read_schema(file: BinaryIO, message: Message | None) -> pa.Schema:
-    """The schema that begins a stream, its strings as bytes: of what is no UTF-8 only the record is spoiled."""
+    """The schema that begins a stream, its strings as bytes: what is no UTF-8 spoils its own record alone."""
     if message is None or message.kind != SCHEMA:
         raise ValueError("it does not begin with a schema")
     file.seek(message.start)

@@ -7,7 +7,7 @@ decodes no image and no sound: that belongs to views, which know what the teache
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, ClassVar
@@ -71,7 +71,7 @@ class Source(Config, ABC):
         """
 
     @abstractmethod
-    def read(self, unit: Unit) -> Iterator[Read]:
+    def read(self, unit: Unit) -> Generator[Read, None, None]:
         """The records of a unit in order; one that cannot be read comes as Quarantined, with its reason.
 
         Raises CorpusChanged when a file vanished or is no longer the planned one, CorpusUnreadable when

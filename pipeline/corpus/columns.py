@@ -31,9 +31,9 @@ class ColumnFiles(FileSource, ABC):
     """The column of strings (or UTF-8 bytes) that holds the text."""
 
     columns: dict[str, str] = Field(default={})
-    """In place of text_column: the column of each field of a record, for example {image: image, text: caption}.
-    Strings become text, binary becomes bytes, lists of numbers become arrays; "a.b" is the field b of a struct
-    a. A struct with a field "bytes", as Hugging Face stores images and sounds, gives those."""
+    """In place of text_column: the column of each field of a record, for example {image: image, text:
+    caption}. Strings become text, binary becomes bytes, lists of numbers become arrays; "a.b" is the field b
+    of a struct a. A struct with a field "bytes", as Hugging Face stores images and sounds, gives those."""
 
     key_column: str | None = None
     """A column of strings or integers, unique in the corpus, to be the record's key."""
@@ -83,14 +83,18 @@ class ColumnFiles(FileSource, ABC):
         return kind
 
     def rows(
-        self, batch: pa.RecordBatch, start: int, stop: int, row: int, position: Callable[[int], str]
+        self, batch: pa.RecordBatch, start: int, stop: int, row: int, prefix: str, number: int = 0
     ) -> Iterator[Read]:
-        """The batch's rows from start to stop as records. row: ordinal of the first; position: a row's place."""
+        """The batch's rows from start to stop as records.
+
+        row: ordinal of the first of them. A row's place is the prefix and its number, that of the batch's
+        first row being `number`.
+        """
         cells = {column: cells_of(batch, column) for column in self.wanted}
         for i in range(start, stop):
             values = {column: cell(i) for column, (_, cell) in cells.items()}
             forms = {column: kind for column, (kind, _) in cells.items()}
-            yield self._row(position(i), row + i - start, values, forms)
+            yield self._row(f"{prefix}{number + i}", row + i - start, values, forms)
 
     def _row(self, position: str, row: int, values: dict[str, Any], forms: Mapping[str, Form]) -> Read:
         compared = {
@@ -151,8 +155,8 @@ def form(kind: pa.DataType) -> Form | None:
 
 
 def cells_of(batch: pa.RecordBatch, column: str) -> tuple[Form, Callable[[int], Any]]:
-    """A column's form, and what gives the value of a row: bytes (of texts too, so that what is no UTF-8 spoils
-    its own record alone), a number, an array, or None.
+    """A column's form, and what gives the value of a row: bytes (of texts too, so that what is no UTF-8
+    spoils its own record alone), a number, an array, or None.
     """
     path = path_of(batch.schema, column)
     assert path is not None  # `check_columns` has seen to it

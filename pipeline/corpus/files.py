@@ -33,7 +33,7 @@ class FileSource(Source):
     usual: ClassVar[tuple[str, ...]] = ("*",)
 
     decides: ClassVar[frozenset[str]] = frozenset({"where", "sample", "sample_seed"})
-    """Fields that say which records there are and what is in them. Planned files are bound to their values."""
+    """Fields that say which records there are and what they hold. Planned files are bound to their values."""
 
     urls: list[str] = Field(min_length=1)
     """Files, folders or globs: local paths (~ is the home directory) or any URL that fsspec reads."""
@@ -121,7 +121,7 @@ class FileSource(Source):
     def records(self, unit: Unit) -> Generator[Read, None, None]:
         """What `read` is to give, before keys and values are filtered."""
 
-    def read(self, unit: Unit) -> Iterator[Read]:
+    def read(self, unit: Unit) -> Generator[Read, None, None]:
         mark = self._mark()
         for part in unit.slices:  # of those, too, that are not opened because their keys are not chosen
             bare = unmarked(part.fingerprint)
@@ -139,8 +139,8 @@ class FileSource(Source):
         return self.where.admits_key(key) and drawn(key, self.sample, self.sample_seed)
 
     def _mark(self) -> str:
-        """What fingerprints in a plan end with, so that what is planned is bound to `decides`: "" where all have
-        their defaults, as in plans that were made before there were such settings.
+        """What fingerprints in a plan end with, so that what is planned is bound to `decides`: "" where all
+        have their defaults, as in plans that were made before there were such settings.
         """
         settings = self.model_dump(mode="json", include=set(self.decides), exclude_defaults=True)
         if not settings:
@@ -153,11 +153,12 @@ class FileSource(Source):
         if unmarked(planned) == unmarked(now):
             return CorpusChanged(
                 f"the corpus file {url} was planned with other settings than the job's ("
-                f"{', '.join(sorted(self.decides))}, or its name or weight in a mix): go back to them, or label "
-                "into a new store"
+                f"{', '.join(sorted(self.decides))}, or its name or weight in a mix): go back to them, or "
+                "label into a new store"
             )
         return CorpusChanged(
-            f"the corpus file {url} is no longer the one that was planned: restore it, or label into a new store"
+            f"the corpus file {url} is no longer the one that was planned: restore it, or label into a new "
+            "store"
         )
 
     @contextmanager

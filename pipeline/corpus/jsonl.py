@@ -1,7 +1,7 @@
 """JSON Lines: one object a line, plain (cut by byte ranges), gzip or zstd (read as a stream).
 
-It knows lines and JSON objects; a record is the text in one column, or the fields of several. Lines are read with a bound, so no line,
-however long or however well compressed, fills the memory.
+It knows lines and JSON objects; a record is the text in one column, or the fields of several. Lines are read
+with a bound, so no line, however long or however well compressed, fills the memory.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ RATIO = 4  # typical bytes of text per compressed byte: only the size of units h
 
 
 class JsonLines(ColumnFiles):
-    """JSON Lines files; a record is {"text": str}, or has the fields of `columns`: strings, numbers, booleans.
+    """JSON Lines files; a record is {"text": str}, or has the fields of `columns`: strings, numbers,
+    booleans.
 
     Its key is `<file>@<byte offset>` in a plain file, `<file>#<line>` in a compressed one, or the key column.
     A record of a plain file belongs to the unit that its first byte lies in. Blank lines are no records.

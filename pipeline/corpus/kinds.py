@@ -1,4 +1,4 @@
-"""Every source of files, by kind. A new one needs a `kind`, `units` and `records`, and its name in the union here."""
+"""Every source of files. A new one needs a `kind`, `units` and `records`, and its name in the union here."""
 
 from pipeline.corpus.arrays import ArrayFiles
 from pipeline.corpus.arrow import ArrowFiles

@@ -66,7 +66,10 @@ def find(
 
 
 def tree(url: str, options: Mapping[str, Any]) -> list[File]:
-    """Every file of a folder, hidden ones too, sorted by URL; none if there is no folder. Raises CorpusUnreadable."""
+    """Every file of a folder, hidden ones too, sorted by URL; none if there is no folder.
+
+    Raises CorpusUnreadable when listing fails.
+    """
     try:
         if is_local(url):
             paths = [os.path.join(folder, name) for folder, _, names in os.walk(url) for name in names]

@@ -1,7 +1,7 @@
 """Folders of images and of sounds: each file is one record, its bytes as they are.
 
-It knows the usual names of such files. Decoding is the views' affair, so a file that is no image comes to light
-there, and spoils its own record alone.
+It knows the usual names of such files. Decoding is the views' affair, so a file that is no image comes to
+light there, and spoils its own record alone.
 """
 
 from __future__ import annotations

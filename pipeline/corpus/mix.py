@@ -1,12 +1,12 @@
 """Several sources as one corpus, each with a weight.
 
-It knows sources and names. A unit is of one source and stays as that source cuts it, so a source that grows, or is
-added, changes no other's units.
+It knows sources and names. A unit is of one source and stays as that source cuts it, so a source that grows,
+or is added, changes no other's units.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from contextlib import closing
 from dataclasses import replace
 from typing import Annotated, Any, ClassVar, Literal
@@ -25,9 +25,9 @@ Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9_-]+$")]
 class Mix(Source):
     """Several sources; a record's key is `<source>/<its key there>`.
 
-    A weight is the share of a source's records that are labelled, drawn as `sample` draws them, and both multiply.
-    It is at most 1: a record labelled twice has the same target twice, so to repeat a source is the reader's affair,
-    where stores are mixed by weights that may be larger.
+    A weight is the share of a source's records that are labelled, drawn as `sample` draws them, and both
+    multiply. It is at most 1: a record labelled twice has the same target twice, so to repeat a source is the
+    reader's affair, where stores are mixed by weights that may be larger.
     """
 
     kind: Literal["mix"] = "mix"
@@ -47,8 +47,8 @@ class Mix(Source):
         for name, weight in weights.items():
             if weight > 1:
                 raise ValueError(
-                    f"{name}: {weight} is more than all of it; a record is labelled once, so give the other sources "
-                    "less, or repeat this one where the store is read"
+                    f"{name}: {weight} is more than all of it; a record is labelled once, so give the other "
+                    "sources less, or repeat this one where the store is read"
                 )
         return weights
 
@@ -56,15 +56,15 @@ class Mix(Source):
     def _known(self) -> Mix:
         for name in self.weights:
             if name not in self.sources:
-                raise ValueError(f"weights: there is no source {name} (known: {', '.join(sorted(self.sources))})")
+                raise ValueError(
+                    f"weights: there is no source {name} (known: {', '.join(sorted(self.sources))})"
+                )
         return self
 
     def units(self, planned: Mapping[str, str] = NOTHING_PLANNED) -> Iterator[Unit]:
         """One of each source in turn, so that what is labelled first is a mix too."""
         owners: dict[str, str] = {}
-        waiting = {
-            name: self._weighted(name).units(unnamed(name, planned)) for name in sorted(self.sources)
-        }
+        waiting = {name: self._weighted(name).units(unnamed(name, planned)) for name in sorted(self.sources)}
         while waiting:
             for name in list(waiting):
                 unit = next(waiting[name], None)
@@ -74,19 +74,19 @@ class Mix(Source):
                 for part in unit.slices:
                     if (owner := owners.setdefault(part.url, name)) != name:
                         raise ConfigError(
-                            f"corpus.sources: {part.url} is in {owner} and in {name}: exclude it from one of them"
+                            f"corpus.sources: {part.url} is in {owner} and in {name}: exclude it from one of "
+                            "them"
                         )
-                yield renamed(unit, lambda fingerprint, name=name: f"{fingerprint}@{name}")
+                yield under(name, unit)
 
-    def read(self, unit: Unit) -> Iterator[Read]:
+    def read(self, unit: Unit) -> Generator[Read, None, None]:
         name = unit.slices[0].fingerprint.rpartition("@")[2]
         if name not in self.sources:
             raise CorpusChanged(
-                f"the corpus file {unit.slices[0].url} was not planned in one of the job's corpus.sources: "
-                "go back to those of the plan, or label into a new store"
+                f"the corpus file {unit.slices[0].url} was planned in none of the job's corpus.sources: go "
+                "back to those of the plan, or label into a new store"
             )
-        alone = renamed(unit, lambda fingerprint: fingerprint.removesuffix(f"@{name}"))
-        with closing(self._weighted(name).read(alone)) as items:
+        with closing(self._weighted(name).read(alone(name, unit))) as items:
             for item in items:
                 yield replace(item, key=f"{name}/{item.key}")
 
@@ -101,7 +101,13 @@ def unnamed(name: str, planned: Mapping[str, str]) -> Mapping[str, str]:
     return {url: fingerprint.removesuffix(f"@{name}") for url, fingerprint in planned.items()}
 
 
-def renamed(unit: Unit, change: Callable[[str], str]) -> Unit:
-    """The unit with other fingerprints. A source's name is a part of them, because keys have it."""
-    slices = tuple(replace(part, fingerprint=change(part.fingerprint)) for part in unit.slices)
-    return Unit(slices, unit.size_bytes)
+def under(name: str, unit: Unit) -> Unit:
+    """A source's unit in a mix: the name is a part of its fingerprints, because keys have it."""
+    slices = (replace(part, fingerprint=f"{part.fingerprint}@{name}") for part in unit.slices)
+    return Unit(tuple(slices), unit.size_bytes)
+
+
+def alone(name: str, unit: Unit) -> Unit:
+    """A mix's unit as its source knows it."""
+    slices = (replace(part, fingerprint=part.fingerprint.removesuffix(f"@{name}")) for part in unit.slices)
+    return Unit(tuple(slices), unit.size_bytes)

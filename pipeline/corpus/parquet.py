@@ -63,9 +63,7 @@ class ParquetFiles(ColumnFiles):
                 self.check_columns(part.url, table.schema_arrow)
                 for first, batch in self._batches(table, part):
                     start, stop = max(part.start - first, 0), min(part.stop - first, len(batch))
-                    yield from self.rows(
-                        batch, start, stop, row, lambda i, first=first: f"{name}#{first + i}"
-                    )
+                    yield from self.rows(batch, start, stop, row, f"{name}#", first)
                     row += stop - start
 
     def _batches(self, table: pq.ParquetFile, part: Slice) -> Iterator[tuple[int, pa.RecordBatch]]:

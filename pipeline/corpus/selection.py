@@ -1,7 +1,7 @@
 """Which records of a source are labelled: conditions, and a sample that a hash of the key draws.
 
-It knows keys and values; files and units it does not know. What is chosen is a function of the record and of the
-configuration alone, never of an order, a file or a random state.
+It knows keys and values; files and units it does not know. What is chosen is a function of the record and of
+the configuration alone, never of an order, a file or a random state.
 """
 
 from __future__ import annotations
@@ -55,8 +55,8 @@ class Where(Config):
     """A regular expression that is not found in the record's key."""
 
     length: dict[str, Bounds] = Field(default={})
-    """By field, for example {text: {min: 200, max: 100000}}: characters of a text, bytes of an image or a sound.
-    A record without the field is left out."""
+    """By field, for example {text: {min: 200, max: 100000}}: characters of a text, bytes of an image or a
+    sound. A record without the field is left out."""
 
     def admits_key(self, key: str) -> bool:
         """Whether the key meets its conditions."""
@@ -96,7 +96,8 @@ def _same(value: Any, wanted: Any) -> bool:
 def drawn(key: str, share: float, seed: int) -> bool:
     """Whether a record is in the sample: a hash of its key, as a number from 0 to 1, is below the share.
 
-    So a sample has the smaller ones of the same seed inside it, and a record that is added changes no other's lot.
+    So a sample has the smaller ones of the same seed inside it, and a record that is added changes no other's
+    lot.
     """
     if share >= 1:
         return True

@@ -1,8 +1,8 @@
 """Reading tars that nobody vouches for, forwards only: headers one by one, contents where they are wanted.
 
-It knows members and bytes; what they mean it does not know, and nothing is ever extracted to a disk. Headers are
-parsed by Python's `tarfile`, called header by header, because its own iteration takes a broken header in the middle
-for the end of the archive, and reads an extended header into memory whatever size it claims.
+It knows members and bytes; what they mean it does not know, and nothing is ever extracted to a disk. Headers
+are parsed by Python's `tarfile`, called header by header, because its own iteration takes a broken header in
+the middle for the end of the archive, and reads an extended header into memory whatever size it claims.
 """
 
 from __future__ import annotations

@@ -21,7 +21,16 @@ FOREIGN_FOLDERS = (
 """Folders of what others wrote, or a tool made."""
 
 FOREIGN_FILES = (
-    *("*.min.js", "*.min.css", "*.map", "*.bundle.js", "*.lock", "package-lock.json", "pnpm-lock.yaml", "go.sum"),
+    *(
+        "*.min.js",
+        "*.min.css",
+        "*.map",
+        "*.bundle.js",
+        "*.lock",
+        "package-lock.json",
+        "pnpm-lock.yaml",
+        "go.sum",
+    ),
     *("*_pb2.py", "*_pb2_grpc.py", "*.pb.go", "*.pb.cc", "*.pb.h"),
 )
 """Names of files that a tool makes."""
@@ -62,8 +71,8 @@ class SourceTree(WholeFiles):
     """Trees of source files."""
 
     foreign: bool = False
-    """Whether to take vendored and generated files too: those in folders such as node_modules, vendor, build, and
-    those with names such as *.min.js, *.lock, *_pb2.py."""
+    """Whether to take vendored and generated files too: those in folders such as node_modules, vendor, build,
+    and those with names such as *.min.js, *.lock, *_pb2.py."""
 
     unit_bytes: PositiveInt = 8 << 20
     """Bytes of files that make a unit; a larger file is a unit by itself."""

@@ -1,10 +1,10 @@
 """WebDataset: tars whose members with one name and several extensions are one sample.
 
-Read with Python's `tarfile`, not with the library `webdataset`. That knows no byte offsets, so a large tar could
-not be cut into units; it reads members whole, whatever their size; it drops links without a word, and a broken
-sample takes the rest of its shard with it or, with its `handler`, goes unreported; and it opens "pipe:" URLs by a
-shell. What it calls a sample is a sample here: the key is the path up to the first dot of the name, the extension
-the rest, in small letters; members of a sample stand one after the other.
+Read with Python's `tarfile`, not with the library `webdataset`. That knows no byte offsets, so a large tar
+could not be cut into units; it reads members whole, whatever their size; it drops links without a word, and a
+broken sample takes the rest of its shard with it or, with its `handler`, goes unreported; and it opens
+"pipe:" URLs by a shell. What it calls a sample is a sample here: the key is the path up to the first dot of
+the name, the extension the rest, in small letters; members of a sample stand one after the other.
 """
 
 from __future__ import annotations
@@ -41,9 +41,9 @@ SAMPLE = re.compile(r"((?:.*/)?[^/.]+)\.([^/]+)", re.DOTALL)
 class WebDatasetTars(FileSource):
     """WebDataset tars; a record is a sample, its key `<file>#<the sample's key>`.
 
-    Members that are named .txt are text, .json what the JSON holds, all others bytes. A tar is cut between samples
-    into byte ranges, a compressed one is never cut. Folders, names without an extension and those that begin with a
-    dot or "__" are no part of a sample.
+    Members that are named .txt are text, .json what the JSON holds, all others bytes. A tar is cut between
+    samples into byte ranges, a compressed one is never cut. Folders, names without an extension and those
+    that begin with a dot or "__" are no part of a sample.
     """
 
     usual: ClassVar[tuple[str, ...]] = ("*.tar", "*.tar.gz", "*.tgz", "*.tar.zst")
@@ -54,9 +54,9 @@ class WebDatasetTars(FileSource):
     """WebDataset tars, plain or compressed (.gz, .tgz, .zst)."""
 
     fields: dict[str, list[str]] | None = Field(default=None, min_length=1)
-    """The extensions of each field of a record, the first one found counting: {image: [jpg, png], text: [txt]}. A
-    sample that lacks a field is quarantined. By default "image", "audio", "text" and "json" by their usual
-    extensions, of which a sample needs one."""
+    """The extensions of each field of a record, the first one found counting: {image: [jpg, png], text:
+    [txt]}. A sample that lacks a field is quarantined. By default "image", "audio", "text" and "json" by
+    their usual extensions, of which a sample needs one."""
 
     unit_bytes: PositiveInt = 64 << 20
     """Bytes of samples that make a unit; a larger sample is a unit by itself."""
@@ -204,4 +204,6 @@ def tar(url: str) -> Iterator[None]:
     try:
         yield
     except (BrokenTar, pa.ArrowException, OSError) as error:
-        raise CorpusUnreadable(f"{url} is broken or no tar ({error}): copy it again, or exclude it") from error
+        raise CorpusUnreadable(
+            f"{url} is broken or no tar ({error}): copy it again, or exclude it"
+        ) from error

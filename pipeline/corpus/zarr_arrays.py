@@ -1,8 +1,8 @@
 """Zarr arrays, of version 2 or 3: a folder that is an array, or holds any number of them.
 
-It knows where Zarr keeps its metadata; a record is a row of the first dimension. A codec that is not known to only
-move numbers is refused before Zarr sees the data: one of them unpickles. A chunk that is not there is a half-written
-array, not zeros.
+It knows where Zarr keeps its metadata; a record is a row of the first dimension. A codec that is not known to
+only move numbers is refused before Zarr sees the data: one of them unpickles. A chunk that is not there is a
+half-written array, not zeros.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class ZarrArrays(FileSource):
     decides: ClassVar[frozenset[str]] = FileSource.decides | {"member"}
 
     kind: Literal["zarr"] = "zarr"
-    """Zarr arrays. `urls` are folders that are arrays or hold some; pattern and exclude look at arrays' paths."""
+    """Zarr. `urls` are folders that are arrays or hold some; pattern and exclude look at paths of arrays."""
 
     member: str | None = None
     """The name of the arrays to take, where a group has others beside them."""
@@ -57,7 +57,11 @@ class ZarrArrays(FileSource):
         for folder, files in self._folders(root).items():
             inside = folder[len(root) :].strip("/")
             test = (inside or folder) if glob is None else "./" + inside
-            if self.member in (None, folder.rpartition("/")[2]) and wanted(test) and not excluded(inside or folder):
+            if (
+                self.member in (None, folder.rpartition("/")[2])
+                and wanted(test)
+                and not excluded(inside or folder)
+            ):
                 yield as_file(folder, files)
 
     def look(self, url: str) -> File:

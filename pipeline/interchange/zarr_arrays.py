@@ -1,7 +1,7 @@
 """Logits in Zarr arrays, of version 2 or 3: a folder that is an array, or holds any number of them.
 
-Metadata and codecs are looked at as in a corpus of them. A chunk that is not there is a half-written array, not
-zeros.
+Metadata and codecs are looked at as in a corpus of them. A chunk that is not there is a half-written array,
+not zeros.
 """
 
 from __future__ import annotations

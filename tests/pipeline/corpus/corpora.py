@@ -1,4 +1,4 @@
-"""A small corpus of every kind, and what may happen to one: built by the libraries that people build them with."""
+"""A small corpus of every kind, built by the libraries that people build them with."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ ROWS = 6
 class Corpus:
     """A kind of corpus in some form. settings: of the source, without its URLs; the units are small.
 
-    write: file `number` into a folder, ROWS records in it or one. spoil: the second record of a file, or its only
-    one, made undecodable; None where any bytes are a record.
+    write: file `number` into a folder, ROWS records in it or one. spoil: the second record of a file, or its
+    only one, made undecodable; None where any bytes are a record.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""What every source promises, whatever its files are: every record once, the same units, growth, and an honest no."""
+"""What every source promises: every record once, the same units, growth, and an honest no."""
 
 from __future__ import annotations
 
@@ -61,7 +61,11 @@ def plain(item: Read) -> Any:
     """For comparisons."""
     if not isinstance(item, Record):
         return item
-    return item.key, item.row, {k: v.tolist() if isinstance(v, np.ndarray) else v for k, v in item.data.items()}
+    return (
+        item.key,
+        item.row,
+        {k: v.tolist() if isinstance(v, np.ndarray) else v for k, v in item.data.items()},
+    )
 
 
 def urls_of(units: list[Unit]) -> Iterator[str]:
@@ -200,10 +204,20 @@ def test_another_filter_over_planned_files_is_reported_never_applied_to_the_rest
     source = corpus.source(folder, sample=0.5)
     units = list(source.units())
     assert list(source.units(planned(units))) == []
-    for other in ({}, {"sample": 0.4}, {"sample": 0.5, "sample_seed": 3}, {"sample": 0.5, "where": {"key": "x"}}):
+    for other in (
+        {},
+        {"sample": 0.4},
+        {"sample": 0.5, "sample_seed": 3},
+        {"sample": 0.5, "where": {"key": "x"}},
+    ):
         changed = corpus.source(folder, **other)
-        for act in (lambda s=changed: list(s.units(planned(units))), lambda s=changed: list(s.read(units[0]))):
-            with pytest.raises(CorpusChanged, match="planned with other settings .*sample, sample_seed, .*where"):
+        for act in (
+            lambda s=changed: list(s.units(planned(units))),
+            lambda s=changed: list(s.read(units[0])),
+        ):
+            with pytest.raises(
+                CorpusChanged, match=r"planned with other settings .*sample, sample_seed, .*where"
+            ):
                 act()
 
 
