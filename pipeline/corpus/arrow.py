@@ -100,29 +100,32 @@ class ArrowFiles(ColumnFiles):
         for part in unit.slices:
             name = self.name(part.url)
             with self.open(part) as file, arrow(part.url):
-                for start, batch in self._batches(part, file):
-                    yield from self.rows(batch, 0, len(batch), row, f"{name}@{start}#")
+                schema = read_schema(file, next(messages(file, part.size), None))
+                self.check_columns(part.url, schema)
+                texts = self.texts(schema)
+                for at, batch in batches(file, part, schema):
+                    batch.validate(full=True)  # the offsets inside of it, which no reader looks at
+                    prefix = f"{name}@{at}#"
+                    yield from self.rows(batch, range(len(batch)), row, prefix, 0, texts)
                     row += len(batch)
 
-    def _batches(self, part: Slice, file: BinaryIO) -> Iterator[tuple[int, pa.RecordBatch]]:
-        """The batches of a slice, each with the byte it begins at, or with its number in a whole file."""
-        if part.start == 0:
-            for number, batch in enumerate(with_dictionaries(file)):
-                self.check_columns(part.url, batch.schema)
-                batch.validate(full=True)
-                yield number, batch
+
+def batches(file: BinaryIO, part: Slice, schema: pa.Schema) -> Iterator[tuple[int, pa.RecordBatch]]:
+    """The record batches of a slice, each with the byte it begins at, or with its number in a whole file.
+
+    Their strings are bytes where that can be: what is no UTF-8 then spoils its own record alone.
+    """
+    if part.start == 0:
+        yield from enumerate(with_dictionaries(file))
+        return
+    plain = pa.schema([field.with_type(as_bytes(field.type)) for field in schema])
+    for message in messages(file, part.size, part.start):
+        if message.start >= part.stop:
             return
-        schema = read_schema(file, next(messages(file, part.size), None))
-        self.check_columns(part.url, schema)
-        for message in messages(file, part.size, part.start):
-            if message.start >= part.stop:
-                return
-            if message.kind == BATCH:
-                file.seek(message.start)
-                frame = pa.py_buffer(file.read(message.stop - message.start))
-                batch = pa.ipc.read_record_batch(pa.ipc.read_message(frame), schema)
-                batch.validate(full=True)
-                yield message.start, batch
+        if message.kind == BATCH:
+            file.seek(message.start)
+            frame = pa.py_buffer(file.read(message.stop - message.start))
+            yield message.start, pa.ipc.read_record_batch(pa.ipc.read_message(frame), plain)
 
 
 @dataclass(frozen=True)
@@ -181,12 +184,11 @@ def described(metadata: bytes) -> tuple[int, int]:
 
 
 def read_schema(file: BinaryIO, message: Message | None) -> pa.Schema:
-    """The schema that begins a stream, its strings as bytes: what is no UTF-8 spoils its own record alone."""
+    """The schema that begins a file or stream. Raises ValueError when it is none, ArrowException."""
     if message is None or message.kind != SCHEMA:
         raise ValueError("it does not begin with a schema")
     file.seek(message.start)
-    schema = pa.ipc.read_schema(pa.py_buffer(file.read(message.stop - message.start)))
-    return pa.schema([field.with_type(as_bytes(field.type)) for field in schema])
+    return pa.ipc.read_schema(pa.py_buffer(file.read(message.stop - message.start)))
 
 
 def as_bytes(kind: pa.DataType) -> pa.DataType:

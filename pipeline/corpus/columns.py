@@ -72,40 +72,38 @@ class ColumnFiles(FileSource, ABC):
             self._check(url, schema, column, "nothing to compare with", "text", "number")
 
     def _check(self, url: str, schema: pa.Schema, column: str, what: str, *forms: Form) -> pa.DataType:
-        path = path_of(schema, column)
-        if path is None:
+        if path_of(schema, column) is None:
             raise ConfigError(f"{url} has no column {column!r}, it has {schema.names}")
-        kind = schema.field(path[0]).type
-        for name in path[1:]:
-            kind = kind.field(name).type
+        kind = type_of(schema, column)
         if form(kind) not in forms:
             raise ConfigError(f"column {column!r} of {url} is of type {kind}, which is {what}")
         return kind
 
-    def rows(
-        self, batch: pa.RecordBatch, start: int, stop: int, row: int, prefix: str, number: int = 0
-    ) -> Iterator[Read]:
-        """The batch's rows from start to stop as records.
+    def texts(self, schema: pa.Schema) -> frozenset[str]:
+        """The wanted columns whose bytes are texts. The schema has been checked."""
+        found = {column for column in self.wanted if form(type_of(schema, column)) == "text"}
+        return frozenset(found if self.columns else {*found, self.text_column})
 
-        row: ordinal of the first of them. A row's place is the prefix and its number, that of the batch's
-        first row being `number`.
+    def rows(
+        self, batch: pa.RecordBatch, span: range, row: int, prefix: str, number: int, texts: frozenset[str]
+    ) -> Iterator[Read]:
+        """Some rows of a batch as records.
+
+        span: which ones; row: ordinal of the first of them in the unit. A row's place is the prefix and its
+        number, that of the batch's first row being `number`. texts: of the file's schema.
         """
         cells = {column: cells_of(batch, column) for column in self.wanted}
-        for i in range(start, stop):
-            values = {column: cell(i) for column, (_, cell) in cells.items()}
-            forms = {column: kind for column, (kind, _) in cells.items()}
-            yield self._row(f"{prefix}{number + i}", row + i - start, values, forms)
+        for i in span:
+            values = {column: cell(i) for column, cell in cells.items()}
+            yield self._row(f"{prefix}{number + i}", row + i - span.start, values, texts)
 
-    def _row(self, position: str, row: int, values: dict[str, Any], forms: Mapping[str, Form]) -> Read:
+    def _row(self, position: str, row: int, values: dict[str, Any], texts: frozenset[str]) -> Read:
         compared = {
             column: value.decode(errors="replace") if isinstance(value := values[column], bytes) else value
             for column in self.where.equals
         }
         if not self.where.admits_columns(compared):
             return Filtered(position, row)
-        texts = {column for column in values if forms[column] == "text"}
-        if not self.columns:
-            texts.add(self.text_column)
         for column in [*self.fields.values(), *([self.key_column] if self.key_column else [])]:
             value = values[column]
             if value is None:
@@ -135,6 +133,16 @@ def path_of(schema: pa.Schema, column: str) -> list[str] | None:
     return [first, *rest]
 
 
+def type_of(schema: pa.Schema, column: str) -> pa.DataType:
+    """The type of a column that is there."""
+    path = path_of(schema, column)
+    assert path is not None
+    kind = schema.field(path[0]).type
+    for name in path[1:]:
+        kind = kind.field(name).type
+    return kind
+
+
 def form(kind: pa.DataType) -> Form | None:
     """What a value of the type is to a record; None if it is nothing that Decant reads."""
     types = pa.types
@@ -154,9 +162,9 @@ def form(kind: pa.DataType) -> Form | None:
     return None
 
 
-def cells_of(batch: pa.RecordBatch, column: str) -> tuple[Form, Callable[[int], Any]]:
-    """A column's form, and what gives the value of a row: bytes (of texts too, so that what is no UTF-8
-    spoils its own record alone), a number, an array, or None.
+def cells_of(batch: pa.RecordBatch, column: str) -> Callable[[int], Any]:
+    """What gives the value of a row: bytes (of texts too, so that what is no UTF-8 spoils its own record alone), a
+    number, an array, or None.
     """
     path = path_of(batch.schema, column)
     assert path is not None  # `check_columns` has seen to it
@@ -166,11 +174,10 @@ def cells_of(batch: pa.RecordBatch, column: str) -> tuple[Form, Callable[[int], 
     if pa.types.is_dictionary(array.type):
         array = array.dictionary_decode()
     kind = form(array.type)
-    assert kind is not None
     if pa.types.is_struct(array.type):
         array = pc.struct_field(array, ["bytes"])
     if kind == "array":
-        return kind, lambda i: None if (cell := array[i]).values is None else cell.values.to_numpy(False)
+        return lambda i: None if (cell := array[i]).values is None else cell.values.to_numpy(False)
     if kind == "text":
         array = array.cast(pa.large_binary())
-    return kind, lambda i: array[i].as_py()
+    return lambda i: array[i].as_py()

@@ -61,9 +61,10 @@ class ParquetFiles(ColumnFiles):
             name = self.name(part.url)
             with self.open(part) as file, parquet(part.url, file) as table:
                 self.check_columns(part.url, table.schema_arrow)
+                texts = self.texts(table.schema_arrow)
                 for first, batch in self._batches(table, part):
                     start, stop = max(part.start - first, 0), min(part.stop - first, len(batch))
-                    yield from self.rows(batch, start, stop, row, f"{name}#", first)
+                    yield from self.rows(batch, range(start, stop), row, f"{name}#", first, texts)
                     row += stop - start
 
     def _batches(self, table: pq.ParquetFile, part: Slice) -> Iterator[tuple[int, pa.RecordBatch]]:
