@@ -43,6 +43,7 @@ def progress(store: Store) -> dict[str, Any]:
         "units": {"planned": extent.planned, "committed": totals.units, "pending": extent.pending},
         "corpus_bytes": {"planned": extent.planned_bytes, "committed": extent.committed_bytes},
         "records": totals.records,
+        "filtered": totals.filtered,
         "rows": totals.rows,
         "target": targets_are(store.spec),
         "targets": totals.targets,

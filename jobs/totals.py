@@ -30,6 +30,7 @@ class Totals:
     targets: int = 0
     quarantined: int = 0
     failures: int = 0
+    filtered: int = 0
     shard_bytes: int = 0
     forward_seconds: float = 0.0
     started: float | None = None
@@ -48,6 +49,7 @@ class Totals:
         self.targets += weight
         self.quarantined += commit.quarantined
         self.failures += commit.failures
+        self.filtered += commit.filtered
         self.shard_bytes += commit.shard_bytes
         self.forward_seconds += commit.forward_seconds
         self.started = commit.started if self.started is None else min(self.started, commit.started)

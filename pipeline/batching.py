@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.corpus.base import Record
+from pipeline.corpus.base import Filtered, Read
 from pipeline.targets.spec import Input
 from pipeline.targets.unit import Quarantined
 from pipeline.teachers.base import Batch
@@ -36,11 +36,15 @@ class Item:
 
 @dataclass
 class Window:
-    """Consecutive views, what came between them without a view, and how many records ended here."""
+    """Consecutive views, what came between them without a view, and how many records ended here.
+
+    filtered: records that the source's filters left out, which are not among `records`.
+    """
 
     items: list[Item] = field(default_factory=list)
     quarantined: list[Quarantined] = field(default_factory=list)
     records: int = 0
+    filtered: int = 0
 
 
 @dataclass(frozen=True)
@@ -70,9 +74,7 @@ class Part:
         return Part(self.items[chosen], self.positions[chosen], Batch(inputs, lengths))
 
 
-def windows(
-    records: Iterable[Iterable[Record | Quarantined]], renderer: Renderer, content: int
-) -> Iterator[Window]:
+def windows(records: Iterable[Iterable[Read]], renderer: Renderer, content: int) -> Iterator[Window]:
     """Windows whose views together have a size of at least `content`, the last one less.
 
     records: in order, in groups of any size.
@@ -80,6 +82,9 @@ def windows(
     window, size = Window(), 0
     for group in records:
         for record in group:
+            if isinstance(record, Filtered):
+                window.filtered += 1
+                continue
             window.records += 1
             if isinstance(record, Quarantined):
                 window.quarantined.append(record)
@@ -96,7 +101,7 @@ def windows(
                 if size >= content:
                     yield window
                     window, size = Window(), 0
-    if window.records or window.items:
+    if window.records or window.items or window.filtered:
         yield window
 
 

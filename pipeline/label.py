@@ -81,13 +81,14 @@ class Labeller:
         teacher gave no target for any of EVIDENCE views or more, which is no unit's fault. Then nothing of
         the unit is committed.
         """
-        started, records, seconds, device = time.time(), 0, 0.0, ""
+        started, records, filtered, seconds, device = time.time(), 0, 0, 0.0, ""
         means = Means()
         last_failure: Quarantined | None = None
         failures = rows = 0
         with self.store.writer(unit.id) as writer, closing(self._windows(unit)) as results:
             for window, parts, unlabelled in results:
                 records += window.records
+                filtered += window.filtered
                 if parts:
                     order = np.argsort(np.concatenate([part.positions for part in parts]))
                     with self._working("write"):
@@ -111,6 +112,7 @@ class Labeller:
             with self._working("write"):
                 return writer.commit(
                     records=records,
+                    filtered=filtered,
                     statistics=means.values(),
                     histograms=means.histograms(),
                     started=started,

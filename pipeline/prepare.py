@@ -39,8 +39,7 @@ def prepare(
             raise
         # Another driver may have made the store meanwhile, with books that it learned itself: then these.
         store = Store.create(job.store.url, declared(job, books_for(job)), job.store.options)
-    # Without the options: they may hold credentials.
-    corpus = job.corpus.model_dump(mode="json", exclude={"options"})
+    corpus = job.corpus.described()
     while True:
         latest = store.generation()
         planned = {part.url: part.fingerprint for unit in store.planned() for part in unit.slices}

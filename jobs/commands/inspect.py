@@ -196,6 +196,8 @@ def _overview(store: Store, progress: dict[str, Any]) -> Table:
     line("inputs", inputs.replace("None", "…") or "none: the reader needs the corpus")
     line("units", f"{count(units['committed'])} of {count(units['planned'])} labelled")
     line("records", f"{count(progress['records'])}, in {count(progress['rows'])} rows")
+    if progress["filtered"]:
+        line("filtered", f"{count(progress['filtered'])} records that the corpus's filters leave out")
     line(target, count(progress["targets"]))
     line("quarantined", "{failures} failures, {empty} empty records".format(**progress["quarantined"]))
     if progress["bytes_per_target"] is not None:

@@ -15,13 +15,13 @@ import numpy as np
 from pipeline.audit.findings import Finding, Findings
 from pipeline.audit.sample import Sample
 from pipeline.batching import Item
-from pipeline.corpus.base import Record
+from pipeline.corpus.base import Filtered, Read, Record
 from pipeline.targets.errors import CorpusChanged, CorpusUnreadable, UserError
 from pipeline.targets.plausibility import TARGET_MASK
 from pipeline.targets.rows import Rows
 from pipeline.targets.spec import TOKENS, Input
 from pipeline.targets.store import Store
-from pipeline.targets.unit import Quarantined, Unit
+from pipeline.targets.unit import Unit
 from pipeline.views.base import Rejected, Renderer, View
 
 if TYPE_CHECKING:
@@ -126,7 +126,7 @@ class CorpusInputs:
         for i in range(len(stored)):
             rows.setdefault(int(stored.row[i]), []).append(i)
         last, records = max(rows), self._corpus.read(unit)
-        with closing(records):  # type: ignore[type-var]
+        with closing(records):
             for record in records:
                 self._owners[record.key] = unit.id
                 for i in rows.pop(record.row, ()):
@@ -139,7 +139,7 @@ class CorpusInputs:
             reason = f"the unit has no record {int(stored.row[i])}"
             self._strangers.append((unit.id, stored.keys[i], reason))
 
-    def _same(self, sample: Sample, stored: Rows, i: int, record: Record | Quarantined) -> Item | None:
+    def _same(self, sample: Sample, stored: Rows, i: int, record: Read) -> Item | None:
         """The view of a record that a stored row is of; None, with a finding, if it is not."""
         key, number, views = stored.keys[i], int(stored.view[i]), int(stored.views[i])
         if record.key != key:
@@ -153,8 +153,10 @@ class CorpusInputs:
             return None
         return Item(key, int(stored.row[i]), number, views, view)
 
-    def _view(self, record: Record | Quarantined, number: int, views: int) -> View | str:
+    def _view(self, record: Read, number: int, views: int) -> View | str:
         """One of a record's views; the reason where it has not as many."""
+        if isinstance(record, Filtered):
+            return "the corpus's filters leave the record out"
         if not isinstance(record, Record):
             return f"the corpus gives no such record any more: {record.reason}"
         try:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import zipfile
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, BinaryIO, ClassVar, Literal
@@ -18,10 +18,10 @@ import numpy as np
 from numpy.lib import format as npy
 from pydantic import PositiveInt
 
-from pipeline.corpus.base import NOTHING_PLANNED, Record
+from pipeline.corpus.base import NOTHING_PLANNED, Read, Record
 from pipeline.corpus.files import FileSource, cut, pack, part_of
 from pipeline.targets.errors import ConfigError, CorpusUnreadable
-from pipeline.targets.unit import Quarantined, Slice, Unit
+from pipeline.targets.unit import Slice, Unit
 
 CHUNK_BYTES = 1 << 20
 
@@ -44,6 +44,8 @@ class ArrayFiles(FileSource):
     """Arrays of images or features; a record is {"array": ndarray}, its key `<file>#<row>`."""
 
     usual: ClassVar[tuple[str, ...]] = ("*.npy", "*.npz")
+
+    decides: ClassVar[frozenset[str]] = FileSource.decides | {"member"}
 
     kind: Literal["arrays"] = "arrays"
     """NumPy files."""
@@ -70,7 +72,7 @@ class ArrayFiles(FileSource):
                 rows = stop - start
                 yield part_of(file, start, stop), rows, rows * layout.row_bytes
 
-    def read(self, unit: Unit) -> Iterator[Record | Quarantined]:
+    def records(self, unit: Unit) -> Generator[Read, None, None]:
         row = 0
         for part in unit.slices:
             name = self.name(part.url)

@@ -1,22 +1,29 @@
 """A corpus made of files: what is planned once, read only if it is still the file that was planned.
 
-What every source of files shares. It knows nothing of what is inside a file.
+What every source of files shares, filters and sampling included. It knows nothing of what is inside a file.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+import hashlib
+import json
+import re
+from abc import abstractmethod
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import replace
 from itertools import takewhile
 from typing import Any, BinaryIO, ClassVar
 
 from pydantic import Field, field_validator
 
-from pipeline.corpus.base import NOTHING_PLANNED, Source
+from pipeline.corpus.base import NOTHING_PLANNED, Filtered, Read, Record, Source
 from pipeline.corpus.listing import File, absolute, find, fixed, look, open_file
+from pipeline.corpus.selection import Where, drawn
 from pipeline.targets.errors import CorpusChanged, CorpusMissing, CorpusUnreadable
 from pipeline.targets.unit import Slice, Unit
 
+MARK = "~"  # between a file's fingerprint and that of the settings
 SLICES = 4096  # of a unit, at most: so that tiny files, too, are spread over units
 
 
@@ -24,6 +31,9 @@ class FileSource(Source):
     """A source made of files."""
 
     usual: ClassVar[tuple[str, ...]] = ("*",)
+
+    decides: ClassVar[frozenset[str]] = frozenset({"where", "sample", "sample_seed"})
+    """Fields that say which records there are and what they hold. Planned files are bound to their values."""
 
     urls: list[str] = Field(min_length=1)
     """Files, folders or globs: local paths (~ is the home directory) or any URL that fsspec reads."""
@@ -37,6 +47,15 @@ class FileSource(Source):
 
     exclude: list[str] = Field(default=[])
     """Files to leave out, as globs like those of `pattern`."""
+
+    where: Where = Where()
+    """Conditions that a record has to meet to be labelled."""
+
+    sample: float = Field(default=1.0, gt=0, le=1)
+    """Share of the records to take, drawn by a hash of each key."""
+
+    sample_seed: int = Field(default=0, ge=-(2**63), lt=2**63)
+    """Another seed draws another sample."""
 
     @field_validator("urls")
     @classmethod
@@ -56,13 +75,22 @@ class FileSource(Source):
         patterns = [self.pattern] if self.pattern else self.usual
         found: dict[str, File] = {}
         for url in self.urls:
-            matching = list(find(absolute(url), self.options, patterns, self.exclude))
+            matching = list(self.find(absolute(url), patterns))
             if not matching:
                 raise CorpusMissing(
                     f"no corpus file matches {url}: check the path, and the source's pattern and exclude"
                 )
             found.update((file.url, file) for file in matching)
-        return [found[url] for url in sorted(found)]
+        mark = self._mark()
+        return [replace(found[url], fingerprint=found[url].fingerprint + mark) for url in sorted(found)]
+
+    def find(self, url: str, patterns: Sequence[str]) -> Iterator[File]:
+        """The files that an absolute URL stands for. Raises CorpusUnreadable when listing fails."""
+        return find(url, self.options, patterns, self.excluded())
+
+    def excluded(self) -> list[str]:
+        """Globs of files to leave out."""
+        return self.exclude
 
     def new_files(self, planned: Mapping[str, str] = NOTHING_PLANNED) -> Iterator[File]:
         """The files that are not planned yet. Raises CorpusChanged when a planned one is another file now."""
@@ -71,18 +99,67 @@ class FileSource(Source):
             if before is None:
                 yield file
             elif before != file.fingerprint:
-                raise changed(file.url)
+                raise self._changed(file.url, before, file.fingerprint)
 
     def check(self, part: Slice) -> None:
-        """Raises CorpusChanged unless the file is still the one that was planned."""
+        """Raises CorpusChanged unless file and settings are still those that were planned."""
         try:
-            file = look(part.url, self.options)
+            file = self.look(part.url)
         except FileNotFoundError as error:
             raise CorpusChanged(
                 f"the planned corpus file {part.url} vanished: restore it, or label the rest into a new store"
             ) from error
-        if file.fingerprint != part.fingerprint or file.size != part.size:
-            raise changed(part.url)
+        now = file.fingerprint + self._mark()
+        if now != part.fingerprint or file.size != part.size:
+            raise self._changed(part.url, part.fingerprint, now)
+
+    def look(self, url: str) -> File:
+        """A file of the plan as it is now. Raises FileNotFoundError."""
+        return look(url, self.options)
+
+    @abstractmethod
+    def records(self, unit: Unit) -> Generator[Read, None, None]:
+        """What `read` is to give, before keys and values are filtered."""
+
+    def read(self, unit: Unit) -> Generator[Read, None, None]:
+        mark = self._mark()
+        for part in unit.slices:  # of those, too, that are not opened because their keys are not chosen
+            bare = unmarked(part.fingerprint)
+            if part.fingerprint != bare + mark:
+                raise self._changed(part.url, part.fingerprint, bare)
+        with closing(self.records(unit)) as items:
+            for item in items:
+                if self.chooses(item.key) and (not isinstance(item, Record) or self.where.admits(item.data)):
+                    yield item
+                else:
+                    yield Filtered(item.key, item.row)
+
+    def chooses(self, key: str) -> bool:
+        """Whether a record of this key may be labelled, as far as its key tells."""
+        return self.where.admits_key(key) and drawn(key, self.sample, self.sample_seed)
+
+    def _mark(self) -> str:
+        """What fingerprints in a plan end with, so that what is planned is bound to `decides`: "" where all
+        have their defaults, as in plans that were made before there were such settings.
+        """
+        settings = self.model_dump(mode="json", include=set(self.decides), exclude_defaults=True)
+        if not settings:
+            return ""
+        text = json.dumps(settings, sort_keys=True)
+        return MARK + hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+
+    def _changed(self, url: str, planned: str, now: str) -> CorpusChanged:
+        """The error for a file that is not what it was, or is not read as it was."""
+        if unmarked(planned) == unmarked(now):
+            return CorpusChanged(
+                f"the corpus file {url} was planned with other settings than the job's ("
+                f"{', '.join(sorted(self.decides))}, or its name or weight in a mix): go back to them, or "
+                "label into a new store"
+            )
+        return CorpusChanged(
+            f"the corpus file {url} is no longer the one that was planned: restore it, or label into a new "
+            "store"
+        )
 
     @contextmanager
     def open(self, part: Slice) -> Iterator[BinaryIO]:
@@ -119,11 +196,9 @@ class FileSource(Source):
         return url[len(root) + 1 :] if url.startswith(f"{root}/") else url
 
 
-def changed(url: str) -> CorpusChanged:
-    """The error for a file that is not what it was."""
-    return CorpusChanged(
-        f"the corpus file {url} is no longer the one that was planned: restore it, or label into a new store"
-    )
+def unmarked(fingerprint: str) -> str:
+    """A planned fingerprint without the settings it is bound to."""
+    return re.sub(rf"({MARK}[0-9a-f]{{16}})?(@[a-z0-9_-]+)?$", "", fingerprint)
 
 
 def whole(file: File) -> Slice:
@@ -159,3 +234,15 @@ def cut(total: int, most: int) -> Iterator[tuple[int, int]]:
     pieces = -(-total // most)
     for i in range(pieces):
         yield total * i // pieces, total * (i + 1) // pieces
+
+
+def joined(pieces: Iterable[tuple[int, int]], most: int) -> Iterator[tuple[int, int]]:
+    """Ranges of consecutive pieces, each start and stop, as long as `most` allows or of one piece."""
+    held: tuple[int, int] | None = None
+    for start, stop in pieces:
+        if held is not None and stop - held[0] > most:
+            yield held
+            held = None
+        held = (start if held is None else held[0], stop)
+    if held is not None:
+        yield held

@@ -1,30 +1,33 @@
 """JSON Lines: one object a line, plain (cut by byte ranges), gzip or zstd (read as a stream).
 
-It knows lines and JSON objects; a record is the text in one column. Lines are read with a bound, so no line,
-however long or however well compressed, fills the memory.
+It knows lines and JSON objects; a record is the text in one column, or the fields of several. Lines are read
+with a bound, so no line, however long or however well compressed, fills the memory.
 """
 
 from __future__ import annotations
 
 import io
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from typing import Any, BinaryIO, ClassVar, Literal
 
 import pyarrow as pa
 from pydantic import PositiveInt
 
-from pipeline.corpus.base import NOTHING_PLANNED, Record
-from pipeline.corpus.files import FileSource, cut, pack, part_of, whole
+from pipeline.corpus.base import NOTHING_PLANNED, Filtered, Read, Record
+from pipeline.corpus.columns import ColumnFiles
+from pipeline.corpus.files import cut, pack, part_of, whole
 from pipeline.targets.errors import CorpusUnreadable
 from pipeline.targets.unit import Quarantined, Slice, Unit
 
 BOM = b"\xef\xbb\xbf"
+MISSING = object()
 RATIO = 4  # typical bytes of text per compressed byte: only the size of units hangs on it
 
 
-class JsonLines(FileSource):
-    """JSON Lines files; a record is {"text": str}.
+class JsonLines(ColumnFiles):
+    """JSON Lines files; a record is {"text": str}, or has the fields of `columns`: strings, numbers,
+    booleans.
 
     Its key is `<file>@<byte offset>` in a plain file, `<file>#<line>` in a compressed one, or the key column.
     A record of a plain file belongs to the unit that its first byte lies in. Blank lines are no records.
@@ -36,12 +39,6 @@ class JsonLines(FileSource):
 
     kind: Literal["jsonl"] = "jsonl"
     """JSON Lines, plain or compressed (.gz, .zst)."""
-
-    text_column: str = "text"
-    """The key of an object that holds its text."""
-
-    key_column: str | None = None
-    """The key that holds a string or integer unique in the corpus, to be the record's key."""
 
     unit_bytes: PositiveInt = 8 << 20
     """Bytes of text that make a unit; a compressed file is never cut."""
@@ -60,7 +57,7 @@ class JsonLines(FileSource):
                 for start, stop in cut(file.size, self.unit_bytes):
                     yield part_of(file, start, stop), stop - start, stop - start
 
-    def read(self, unit: Unit) -> Iterator[Record | Quarantined]:
+    def records(self, unit: Unit) -> Generator[Read, None, None]:
         row = 0
         for part in unit.slices:
             name = self.name(part.url)
@@ -98,7 +95,7 @@ class JsonLines(FileSource):
                 f"{part.url} does not decompress ({error}): copy it again, or exclude it"
             ) from error
 
-    def _record(self, position: str, row: int, line: bytes | None) -> Record | Quarantined:
+    def _record(self, position: str, row: int, line: bytes | None) -> Read:
         def refuse(reason: str, code: str = "undecodable") -> Quarantined:
             return Quarantined(position, row, None, code, f"{position}: {reason}")
 
@@ -112,17 +109,23 @@ class JsonLines(FileSource):
             return refuse(f"no JSON: {error}")
         if not isinstance(item, dict):
             return refuse(f"a JSON {type(item).__name__} in place of an object")
-        text = item.get(self.text_column)
-        if not isinstance(text, str):
-            return refuse(f"column {self.text_column!r} is {_kind(item, self.text_column)}, no text")
+        compared = {column: value_of(item, column) for column in self.where.equals}
+        if not self.where.admits_columns({name: v for name, v in compared.items() if v is not MISSING}):
+            return Filtered(position, row)
+        data = {}
+        for field, column in self.fields.items():
+            data[field] = value = value_of(item, column)
+            if not isinstance(value, str if not self.columns else str | int | float):
+                what = "no text" if not self.columns else "no text and no number"
+                return refuse(f"column {column!r} is {_kind(value)}, {what}")
         key: Any = position
         if self.key_column is not None:
-            key = item.get(self.key_column)
+            key = value_of(item, self.key_column)
             if isinstance(key, bool) or not isinstance(key, str | int):
-                return refuse(f"key column {self.key_column!r} is {_kind(item, self.key_column)}")
-        if not (_encodes(text) and _encodes(str(key))):
+                return refuse(f"key column {self.key_column!r} is {_kind(key)}")
+        if not all(_encodes(str(value)) for value in (key, *data.values())):
             return refuse("a lone surrogate, which is no Unicode text")
-        return Record(str(key), row, {"text": text})
+        return Record(str(key), row, data)
 
 
 def lines(stream: BinaryIO, limit: int) -> Iterator[tuple[bytes | None, int]]:
@@ -142,7 +145,7 @@ def lines(stream: BinaryIO, limit: int) -> Iterator[tuple[bytes | None, int]]:
 
 def compression(url: str) -> str | None:
     """ "gzip", "zstd" or None, by the file's name."""
-    return {"gz": "gzip", "zst": "zstd"}.get(url.rpartition(".")[2].lower())
+    return {"gz": "gzip", "tgz": "gzip", "zst": "zstd"}.get(url.rpartition(".")[2].lower())
 
 
 def decompressed(url: str, file: BinaryIO) -> BinaryIO:
@@ -154,8 +157,20 @@ def decompressed(url: str, file: BinaryIO) -> BinaryIO:
     return io.BufferedReader(stream, buffer_size=1 << 20)
 
 
-def _kind(item: Mapping[str, Any], column: str) -> str:
-    return f"a JSON {type(item[column]).__name__}" if column in item else "missing"
+def value_of(item: Mapping[str, Any], column: str) -> Any:
+    """The value of a column, inside of objects where it has dots; MISSING if there is none."""
+    if column in item:
+        return item[column]
+    found: Any = item
+    for name in column.split("."):
+        if not isinstance(found, dict) or name not in found:
+            return MISSING
+        found = found[name]
+    return found
+
+
+def _kind(value: Any) -> str:
+    return "missing" if value is MISSING else f"a JSON {type(value).__name__}"
 
 
 def _encodes(text: str) -> bool:

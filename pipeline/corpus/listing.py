@@ -65,6 +65,29 @@ def find(
         raise CorpusUnreadable(f"the corpus {url} cannot be listed: {error}") from error
 
 
+def tree(url: str, options: Mapping[str, Any]) -> list[File]:
+    """Every file of a folder, hidden ones too, sorted by URL; none if there is no folder.
+
+    Raises CorpusUnreadable when listing fails.
+    """
+    try:
+        if is_local(url):
+            paths = [os.path.join(folder, name) for folder, _, names in os.walk(url) for name in names]
+            found = [file for path in paths if (file := _regular(path)) is not None]
+        else:
+            fs, path = _filesystem(url, options)
+            with _reached(url):
+                listed = fs.find(path, detail=True)
+            found = [
+                File(fs.unstrip_protocol(name), int(info["size"] or 0), fingerprint(info))
+                for name, info in listed.items()
+                if info["type"] == "file"
+            ]
+    except OSError as error:
+        raise CorpusUnreadable(f"the corpus {url} cannot be listed: {error}") from error
+    return sorted(found, key=lambda file: file.url)
+
+
 def absolute(url: str) -> str:
     """The URL as slices name it: an absolute local path without "~" and "..", or the URL as it is."""
     if get_protocol(url) in ("file", "local"):

@@ -1,31 +1,51 @@
-"""Text and source files: each file is one record, and a unit holds many.
+"""Text files, source trees: each file is one record, and a unit holds many.
 
-It knows UTF-8 and nothing else: no markup, no language, no tokens.
+It knows UTF-8 and what a source tree holds besides sources: no markup, no language, no tokens.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from typing import ClassVar, Literal
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
 
 from pydantic import PositiveInt
 
-from pipeline.corpus.base import NOTHING_PLANNED, Record
-from pipeline.corpus.files import FileSource, pack, whole
-from pipeline.corpus.listing import is_local
-from pipeline.targets.unit import Quarantined, Slice, Unit
+from pipeline.corpus.base import Filtered, Read
+from pipeline.corpus.whole_files import Undecodable, WholeFiles
+from pipeline.targets.unit import Slice
 
-READERS = 16  # requests at a time for remote files, each of which costs a round trip
+FOREIGN_FOLDERS = (
+    *("node_modules", "bower_components", "vendor", "third_party", "site-packages", "venv"),
+    *("build", "dist", "target", "out", "coverage", "htmlcov"),
+)
+"""Folders of what others wrote, or a tool made."""
+
+FOREIGN_FILES = (
+    *(
+        "*.min.js",
+        "*.min.css",
+        "*.map",
+        "*.bundle.js",
+        "*.lock",
+        "package-lock.json",
+        "pnpm-lock.yaml",
+        "go.sum",
+    ),
+    *("*_pb2.py", "*_pb2_grpc.py", "*.pb.go", "*.pb.cc", "*.pb.h"),
+)
+"""Names of files that a tool makes."""
+
+SNIFFED_BYTES = 8000
+"""A zero among so many first bytes is what git, too, takes a binary file by."""
 
 
-class TextFiles(FileSource):
+class TextFiles(WholeFiles):
     """UTF-8 files; a record is {"text": str}, its key the file's path below the URLs' common root."""
 
     usual: ClassVar[tuple[str, ...]] = ("*",)
 
     kind: Literal["text"] = "text"
-    """Plain text or source files."""
+    """Plain text files."""
 
     unit_bytes: PositiveInt = 8 << 20
     """Bytes of files that make a unit; a larger file is a unit by itself."""
@@ -33,36 +53,49 @@ class TextFiles(FileSource):
     max_file_bytes: PositiveInt = 64 << 20
     """A larger file is quarantined, not read."""
 
-    def units(self, planned: Mapping[str, str] = NOTHING_PLANNED) -> Iterator[Unit]:
-        files = self.new_files(planned)
-        return pack(((whole(file), file.size, file.size) for file in files), self.unit_bytes)
+    def value(self, data: bytes) -> Mapping[str, Any] | None:
+        return {"text": decoded(data)}
 
-    def read(self, unit: Unit) -> Iterator[Record | Quarantined]:
-        for row, (part, data) in enumerate(self._contents(unit)):
-            key = self.name(part.url)
-            if data is None:
-                reason = f"{part.url} has {part.size} bytes, more than max_file_bytes ({self.max_file_bytes})"
-                yield Quarantined(key, row, None, "too_large", reason)
-                continue
-            try:
-                yield Record(key, row, {"text": data.removeprefix(b"\xef\xbb\xbf").decode()})
-            except UnicodeDecodeError as error:
-                reason = f"{part.url} is not UTF-8: byte {data[error.start]:#04x} at {error.start}"
-                yield Quarantined(key, row, None, "undecodable", reason)
 
-    def _contents(self, unit: Unit) -> Iterator[tuple[Slice, bytes | None]]:
-        if all(is_local(part.url) for part in unit.slices):
-            for part in unit.slices:
-                yield part, self._content(part)
-            return
-        with ThreadPoolExecutor(READERS) as pool:
-            for start in range(0, len(unit.slices), READERS):
-                parts = unit.slices[start : start + READERS]
-                yield from zip(parts, pool.map(self._content, parts), strict=True)
+class SourceTree(WholeFiles):
+    """The sources of programs; a record is {"text": str}, its key the file's path below the common root.
 
-    def _content(self, part: Slice) -> bytes | None:
-        """The bytes of the planned file; None if they are too many."""
-        if part.size > self.max_file_bytes:
-            return None
-        with self.open(part) as file:
-            return file.read()
+    What a tree holds besides is left out: hidden files, vendored and generated ones, binary and large ones.
+    """
+
+    usual: ClassVar[tuple[str, ...]] = ("*",)
+
+    decides: ClassVar[frozenset[str]] = WholeFiles.decides | {"max_file_bytes"}
+
+    kind: Literal["source_tree"] = "source_tree"
+    """Trees of source files."""
+
+    foreign: bool = False
+    """Whether to take vendored and generated files too: those in folders such as node_modules, vendor, build,
+    and those with names such as *.min.js, *.lock, *_pb2.py."""
+
+    unit_bytes: PositiveInt = 8 << 20
+    """Bytes of files that make a unit; a larger file is a unit by itself."""
+
+    max_file_bytes: PositiveInt = 1 << 20
+    """A larger file is data or generated, and is left out."""
+
+    def excluded(self) -> list[str]:
+        if self.foreign:
+            return self.exclude
+        folders = [f"{start}{folder}/**" for folder in FOREIGN_FOLDERS for start in ("", "**/")]
+        return [*self.exclude, *folders, *FOREIGN_FILES]
+
+    def value(self, data: bytes) -> Mapping[str, Any] | None:
+        return None if b"\0" in data[:SNIFFED_BYTES] else {"text": decoded(data)}
+
+    def too_large(self, key: str, row: int, part: Slice) -> Read:
+        return Filtered(key, row)
+
+
+def decoded(data: bytes) -> str:
+    """The text of a UTF-8 file, without its byte order mark. Raises Undecodable."""
+    try:
+        return data.removeprefix(b"\xef\xbb\xbf").decode()
+    except UnicodeDecodeError as error:
+        raise Undecodable(f"is not UTF-8: byte {data[error.start]:#04x} at {error.start}") from error

@@ -1,7 +1,7 @@
 """Logits in Zarr arrays, of version 2 or 3: a folder that is an array, or holds any number of them.
 
-It knows where Zarr keeps its metadata. A codec that is not known to only move numbers is refused before Zarr
-sees the data: one of them unpickles. A chunk that is not there is a half-written array, not zeros.
+Metadata and codecs are looked at as in a corpus of them. A chunk that is not there is a half-written array,
+not zeros.
 """
 
 from __future__ import annotations
@@ -12,20 +12,13 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from pipeline.corpus.zarr_arrays import METADATA, is_array, refuse_codecs
 from pipeline.interchange.arrays import BESIDE, BLOCK_BYTES, LogitArrays, Table, table_of
 from pipeline.interchange.source import Source
 from pipeline.targets.codecs.base import Array
-from pipeline.targets.errors import ConfigError, CorpusUnreadable, UserError
+from pipeline.targets.errors import CorpusUnreadable, UserError
 from pipeline.targets.spec import Spec
 from pipeline.targets.unit import Slice
-
-METADATA = {"zarr.json": 3, ".zarray": 2}
-"""Files that describe an array, and the version of Zarr that they belong to."""
-
-HARMLESS = {"bytes", "endian", "transpose", "shuffle", "delta", "bitround", "fixedscaleoffset"} | {
-    *("blosc", "zstd", "gzip", "zlib", "lz4", "bz2", "lzma", "crc32", "crc32c", "adler32", "sharding_indexed")
-}
-"""Zarr codecs that only move numbers."""
 
 
 class ZarrArrays(LogitArrays):
@@ -40,7 +33,7 @@ class ZarrArrays(LogitArrays):
         folders = set()
         for name in source.files:
             folder, _, file = name.rpartition("/")
-            if file in METADATA and _is_array(self._metadata(source, name)):
+            if file in METADATA and is_array(self._metadata(source, name)):
                 folders.add(folder)
         beside = set() if self.member else set(BESIDE)
         return sorted(
@@ -90,12 +83,7 @@ class ZarrArrays(LogitArrays):
             path = f"{name}/{file}".lstrip("/")
             if path not in source.files:
                 continue
-            for codec in _codecs(self._metadata(source, path)):
-                if codec.removeprefix("numcodecs.") not in HARMLESS:
-                    raise ConfigError(
-                        f"{source.url}/{name} uses the Zarr codec {codec!r}, which is not known to be "
-                        "harmless: store it again with zstd or blosc"
-                    )
+            refuse_codecs(f"{source.url}/{name}", self._metadata(source, path))
 
     def _metadata(self, source: Source, name: str) -> Mapping[str, Any]:
         with source.open(name) as file:
@@ -106,26 +94,6 @@ class ZarrArrays(LogitArrays):
         if not isinstance(found, dict):
             raise CorpusUnreadable(f"{source.where(name)} is no Zarr metadata: copy it again")
         return found
-
-
-def _is_array(metadata: Mapping[str, Any]) -> bool:
-    return str(metadata.get("node_type", "array")) == "array"
-
-
-def _codecs(metadata: Mapping[str, Any]) -> Iterator[str]:
-    """The names of all codecs of an array, those within a shard too."""
-    waiting = [metadata.get("codecs"), metadata.get("compressor"), metadata.get("filters")]
-    while waiting:
-        item = waiting.pop()
-        if isinstance(item, list):
-            waiting.extend(item)
-        elif isinstance(item, dict):
-            yield str(item.get("name", item.get("id")))
-            configuration = item.get("configuration")
-            if isinstance(configuration, dict):
-                waiting += [configuration.get("codecs"), configuration.get("index_codecs")]
-        elif isinstance(item, str):
-            yield item
 
 
 def _open(source: Source, name: str) -> Any:

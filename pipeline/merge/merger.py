@@ -114,6 +114,7 @@ class _Merger:
                 writer.quarantine(item)
             commit = writer.commit(
                 records=labelled.records,
+                filtered=labelled.filtered,
                 statistics=means.values(),
                 histograms={},
                 started=started,

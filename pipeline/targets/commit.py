@@ -22,7 +22,7 @@ HISTOGRAM_BINS = 40
 
 _DIGITS = {"unit": 32, "attempt": 16, "spec_fingerprint": 32, "shard_sha256": 64, "quarantine_sha256": 64}
 _HEX = {digits: re.compile(f"[0-9a-f]{{{digits}}}") for digits in set(_DIGITS.values())}
-_COUNTS = ("shard_bytes", "records", "rows", "targets", "quarantined", "failures")
+_COUNTS = ("shard_bytes", "records", "rows", "targets", "quarantined", "failures", "filtered")
 _SECONDS = ("started", "finished", "forward_seconds")
 
 
@@ -37,6 +37,7 @@ class Commit:
     those of them that are not merely "empty". quarantine: name of that file, None if there is none.
     statistics: means per target, by "<head>.<name>"; histograms: of targets, by "<head>.<name>".
     started, finished: unix seconds; forward_seconds: spent in the teacher; device: where.
+    filtered: records that the corpus's filters left out, which are not among `records`.
     """
 
     unit: str
@@ -58,6 +59,7 @@ class Commit:
     finished: float
     forward_seconds: float
     device: str
+    filtered: int = 0
 
     def __post_init__(self) -> None:
         """Raises ValueError: a record comes from outside, and its names decide which files are opened."""
@@ -117,7 +119,11 @@ class Commit:
 
 
 def _as_dict(commit: Commit) -> dict[str, Any]:
-    return {field.name: getattr(commit, field.name) for field in dataclasses.fields(commit)}
+    """Without `filtered` where nothing was, as records were before there were filters."""
+    fields = {field.name: getattr(commit, field.name) for field in dataclasses.fields(commit)}
+    if not commit.filtered:
+        del fields["filtered"]
+    return fields
 
 
 def _is_number(value: object) -> bool:

@@ -68,6 +68,7 @@ def _unit(source: Store, target: Store, commit: Commit) -> Commit:
             writer.quarantine(item)
         converted = writer.commit(
             records=commit.records,
+            filtered=commit.filtered,
             statistics=commit.statistics,
             histograms=commit.histograms,
             started=commit.started,

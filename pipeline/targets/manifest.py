@@ -35,6 +35,8 @@ SCHEMA = pa.schema(
         for field in dataclasses.fields(Commit)
     ]
 )
+_EARLIER = pa.schema([field for field in SCHEMA if field.name != "filtered"])
+"""The columns of manifests that were made before there were filters."""
 _GROUP_ROWS = 2**16
 _PYTHON_ROWS = 2**12
 """Commit records that are Python objects at once."""
@@ -129,7 +131,7 @@ class Manifest:
                 schema = file.schema_arrow
             except (pa.ArrowException, OSError, ValueError) as error:
                 raise self._broken(error) from error
-            if not schema.equals(SCHEMA):
+            if not schema.equals(SCHEMA) and not schema.equals(_EARLIER):
                 raise self._broken("its columns are not a manifest's")
             if (schema.metadata or {}).get(b"decant.spec_fingerprint") != self._fingerprint.encode():
                 raise SpecMismatch(
@@ -146,6 +148,8 @@ class Manifest:
     def _read(self, file: Any, group: int, columns: list[str] | None) -> pa.RecordBatch:
         try:
             table = file.read_row_group(group, columns, use_threads=False)
+            if columns is None and "filtered" not in table.column_names:
+                table = table.append_column(SCHEMA.field("filtered"), pa.array([0] * len(table), pa.int64()))
             return pa.RecordBatch.from_struct_array(table.to_struct_array().combine_chunks())
         except (pa.ArrowException, OSError, ValueError) as error:
             raise self._broken(error) from error

@@ -87,10 +87,11 @@ class ShardWriter:
         forward_seconds: float,
         device: str,
         finished: float | None = None,
+        filtered: int = 0,
     ) -> Commit:
         """Make all durable and publish it: the unit's commit record, ours or that of a faster attempt.
 
-        finished: unix seconds, by default now.
+        finished: unix seconds, by default now. filtered: records that the corpus's filters left out.
         """
         storage, shard, shard_bytes, shard_sha256 = self._store.storage, None, 0, None
         if self._shard is not None and self._sink is not None:
@@ -126,6 +127,7 @@ class ShardWriter:
                 finished=time.time() if finished is None else finished,
                 forward_seconds=forward_seconds,
                 device=device,
+                filtered=filtered,
             )
         )
 
