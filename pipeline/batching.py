@@ -6,6 +6,7 @@ that a unit that is labelled again meets the teacher in the same batches.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -75,6 +76,7 @@ def windows(
 ) -> Iterator[Window]:
     """Windows of `size` views, the last one smaller. records: in order, in groups of any size."""
     window = Window()
+    earlier: deque[Record] = deque(maxlen=renderer.reach)
     for group in records:
         for record in group:
             window.records += 1
@@ -82,11 +84,13 @@ def windows(
                 window.quarantined.append(record)
                 continue
             try:
-                views = renderer.render(record)
+                views = renderer.render(record, tuple(earlier))
             except Rejected as error:
                 reason = Quarantined(record.key, record.row, None, error.code, error.reason)
                 window.quarantined.append(reason)
                 continue
+            finally:
+                earlier.append(record)
             for number, view in enumerate(views):
                 window.items.append(Item(record.key, record.row, number, len(views), view))
                 if len(window.items) == size:
