@@ -61,8 +61,8 @@ class AudioReplay(Replay):
         """
         content = encoded(field_of(data, self.field), "an audio file")
         # libsndfile takes what there is of a wav file that ends early; 0 and 2^32 - 1 are lengths not known.
-        size = int.from_bytes(content[4:8], "little") if content[:4] == b"RIFF" else 0
-        if size != 2**32 - 1 and len(content) < size + 8:
+        size = int.from_bytes(content[4:8], "little")
+        if content[:4] == b"RIFF" and size != 2**32 - 1 and len(content) < size + 8:
             raise Unrenderable("undecodable", f"ends after {len(content)} of {size + 8} bytes")
         samples, rate = self._read(content)
         if not len(samples):
