@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import io
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -20,8 +19,6 @@ from typer.testing import CliRunner
 from jobs.cli import app
 from jobs.replay import CorpusRecords
 from pipeline.job import LabelJob
-from pipeline.label import Labeller
-from pipeline.prepare import prepare
 from pipeline.targets.errors import ConfigError, CorpusChanged, SpecMismatch
 from pipeline.targets.rows import Rows
 from pipeline.targets.store import Store
@@ -30,84 +27,16 @@ from student.data import Batch, TargetReader
 from student.replay import Records, Replayer
 from student.student import Student, restore
 from student.train import train
-from tests.pipeline.views.pictures import encoded, picture
+from tests.pipeline.views.pictures import encoded
+from tests.pipeline.views.stores import RECORDS, labelled, tiny_teacher
 from tests.student.runs import same, weights
-
-RECORDS = 40
-VIEWS = 3
 
 MakeStore = Callable[..., tuple[LabelJob, Store]]
 
 
-def tiny_teacher() -> torch.nn.Module:
-    """Logits [views, 4] of pixels [views, 3, 8, 8], with weights that are always the same."""
-
-    class Linear(torch.nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.layer = torch.nn.Linear(192, 4)
-
-        def forward(self, image: torch.Tensor) -> torch.Tensor:
-            out: torch.Tensor = self.layer(image.float().flatten(1) / 64 - 2)
-            return out
-
-    torch.manual_seed(0)
-    return Linear()
-
-
-def labelled(folder: Path, inputs: str = "omit", container: str = "parquet") -> tuple[LabelJob, Store]:
-    """A job of 40 PNG files, each in 3 views, and its store.
-
-    The files stand in rows of a NumPy array, filled up with zeros; the one in row 7 is no image.
-    """
-    corpus = folder / "images.npy"
-    if not corpus.exists():
-        files = [encoded(picture(i, 12 + i % 5, 11)) for i in range(RECORDS)]
-        table = np.zeros((RECORDS, max(map(len, files))), dtype=np.uint8)
-        for row, file in zip(table, files, strict=True):
-            row[: len(file)] = np.frombuffer(file, dtype=np.uint8)
-        table[7] = 0
-        np.save(corpus, table)
-    settings = {
-        "corpus": {"kind": "arrays", "urls": [str(corpus)], "unit_rows": 16},
-        "views": {
-            "kind": "images",
-            "field": "array",
-            "size": 8,
-            "views": VIEWS,
-            "crop": {"kind": "random"},
-            "flip": 0.5,
-            "jitter": {},
-            "randaugment": {},
-            "mix": {"probability": 0.5, "reach": 4},
-            "dtype": "uint8",
-        },
-        "teacher": {
-            "kind": "torch",
-            "factory": "tests.student.test_replay:tiny_teacher",
-            "heads": {"logits": 4},
-            "positions": "single",
-            "device": "cpu",
-        },
-        "store": {
-            "url": str(folder / f"{inputs}-{container}"),
-            "heads": {"logits": {"kind": "dense", "dtype": "float32"}},
-            "inputs": inputs,
-            "container": container,
-        },
-        "label": {"max_quarantined": 0.1, "batching": {"window": 10, "budget": 7}},
-    }
-    job = LabelJob.model_validate(settings)
-    store = prepare(job)
-    with closing(Labeller(job)) as labeller:
-        for unit in store.pending():
-            labeller.label(unit)
-    return job, store
-
-
 @pytest.fixture(scope="module")
 def label(tmp_path_factory: pytest.TempPathFactory) -> MakeStore:
-    """label(inputs="omit", container="parquet") -> `labelled` of a folder that the tests share."""
+    """label(inputs="omit", …) -> `labelled` of a folder that the tests share."""
     folder = tmp_path_factory.mktemp("images")
 
     @cache
@@ -135,21 +64,29 @@ def assert_same(ours: Batch, theirs: Batch) -> None:
     assert torch.equal(ours_targets.logits, theirs_targets.logits)  # type: ignore[union-attr]
 
 
-@pytest.mark.parametrize("container", ["parquet", "webdataset", "zarr"])
+@pytest.mark.parametrize(
+    ("container", "kind", "name"),
+    [
+        ("parquet", "images", "image"),
+        ("webdataset", "images", "image"),
+        ("zarr", "images", "image"),
+        ("parquet", "audio", "log_mel"),
+    ],
+)
 def test_batches_from_the_corpus_are_those_of_stored_inputs_to_the_bit(
-    label: MakeStore, container: str
+    label: MakeStore, container: str, kind: str, name: str
 ) -> None:
-    job, omitted = label("omit", container)
+    job, omitted = label("omit", container, kind)
     assert omitted.verify().problems == ()
-    _, embedded = label("embed", container)
+    _, embedded = label("embed", container, kind)
     replayed, stored = reader(omitted, CorpusRecords(omitted, job.corpus)), reader(embedded)
-    assert replayed.rows == stored.rows == (RECORDS - 1) * VIEWS
+    assert replayed.rows == stored.rows > RECORDS
     assert replayed.spec.inputs == stored.spec.inputs
     assert [item.name for item in omitted.spec.inputs] == ["ledger", "digest"]
     count = 0
     for ours, theirs in zip(replayed.epoch(0), stored.epoch(0), strict=True):
         assert_same(ours, theirs)
-        assert set(ours.inputs) == {"image"}
+        assert set(ours.inputs) == {name}
         count += len(ours)
     assert count == replayed.rows
 
@@ -159,7 +96,7 @@ def test_the_teacher_says_of_a_replayed_view_what_is_stored(label: MakeStore) ->
     teacher = tiny_teacher()
     for batch in reader(store, CorpusRecords(store, job.corpus)).epoch(0):
         logits = batch.targets["logits"].logits  # type: ignore[union-attr]
-        torch.testing.assert_close(teacher(batch.inputs["image"]), logits)
+        torch.testing.assert_close(teacher(image=batch.inputs["image"]), logits)
 
 
 def test_a_student_learns_from_the_corpus_what_it_learns_from_stored_inputs(
