@@ -6,13 +6,14 @@ that a unit that is labelled again meets the teacher in the same batches.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.corpus.base import Filtered, Read
+from pipeline.corpus.base import Filtered, Read, Record
 from pipeline.targets.spec import Input
 from pipeline.targets.unit import Quarantined
 from pipeline.teachers.base import Batch
@@ -80,6 +81,7 @@ def windows(records: Iterable[Iterable[Read]], renderer: Renderer, content: int)
     records: in order, in groups of any size.
     """
     window, size = Window(), 0
+    earlier: deque[Record] = deque(maxlen=renderer.reach)
     for group in records:
         for record in group:
             if isinstance(record, Filtered):
@@ -90,11 +92,13 @@ def windows(records: Iterable[Iterable[Read]], renderer: Renderer, content: int)
                 window.quarantined.append(record)
                 continue
             try:
-                views = renderer.render(record)
+                views = renderer.render(record, tuple(earlier))
             except Rejected as error:
                 reason = Quarantined(record.key, record.row, None, error.code, error.reason)
                 window.quarantined.append(reason)
                 continue
+            finally:
+                earlier.append(record)
             for number, view in enumerate(views):
                 window.items.append(Item(record.key, record.row, number, len(views), view))
                 size += view.size

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from pipeline.targets.codecs import Codebooks, Codec
 from pipeline.targets.errors import ConfigError, SpecMismatch
-from pipeline.targets.spec import Head, Spec, Vocabulary
+from pipeline.targets.spec import TOKENS, Head, Spec, Vocabulary
 from pipeline.targets.strict import nearest
 from pipeline.teachers.base import Output, Teacher
 from pipeline.views.base import Renderer
@@ -57,10 +57,10 @@ def specify(
             f'views.kind "{job.views.kind}" gives no tokens, and the head "{sequences[0].name}" is of next '
             "tokens: use token_windows"
         )
-    keep = job.store.inputs == "embed" or renderer.vocabulary is not None
+    inputs = [item for item in renderer.inputs if job.store.inputs == "embed" or item.name == TOKENS]
     try:
         return Spec(
-            inputs=renderer.inputs if keep else (),
+            inputs=(*inputs, *renderer.recorded),
             heads=tuple(heads),
             teacher=dict(teacher.description),
             views=dict(renderer.description),

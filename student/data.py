@@ -24,11 +24,13 @@ from pipeline.targets.decoded import Targets
 from pipeline.targets.errors import ConfigError, UserError
 from pipeline.targets.id_map import IdMap
 from pipeline.targets.ragged import Ragged
+from pipeline.targets.replay import RECORDED, keeps_ledger, needs_replay
 from pipeline.targets.rows import Rows
 from pipeline.targets.spec import Spec
 from pipeline.targets.store import Store
 from student.config import VocabularyConfig
 from student.order import Block, Split, blocks_of, fingerprint, windows
+from student.replay import Records, Replayer
 from student.targets import TorchTargets, to_torch
 from student.window import Window
 
@@ -61,8 +63,8 @@ class Batch:
     """Some rows of a store.
 
     inputs: by name, [B, ...]; a varying first dimension is padded with zeros to the longest, [B, L, ...].
-    Unsigned integers of two and more bytes come as int64, all else as stored. lengths: int64 [B], true extent
-    of the first varying input (1 if none varies).
+    Unsigned integers of two and more bytes come as int64, all else as stored; the ledger of views and their
+    digests are left out. lengths: int64 [B], true extent of the first varying input (1 if none varies).
     counts: int64 [B], targets per row of each "next_token" head. row_index, position_index: int64 [N], where
     in a [B, L] batch those N targets are: `outputs[row_index, position_index]` is [N, ...].
     targets: by head, N targets for "next_token", B for "single". keys: the records' keys.
@@ -123,15 +125,17 @@ class TargetReader(IterableDataset[Batch]):
     filled with the first rows of the next epoch. `epoch(n)` is one epoch, whose last batch may be smaller.
 
     Memory holds at most two windows as stored (the one in use, and the next one that threads fetch
-    meanwhile), and `ahead` decoded batches.
+    meanwhile), and `ahead` decoded batches. Inputs that are replayed count as if they were stored.
 
     url, options: the store. split: "train", "holdout" or "all"; holdout: share of the shards held out (see
     `student.order.blocks_of`). heads: names of the heads to decode, all by default. shuffle: False reads in
     the order of unit ids. vocabulary: the student's tokenizer; where its ids are others than the store's,
-    tokens and targets come in the student's, and `spec` speaks of these.
+    tokens and targets come in the student's, and `spec` speaks of these. records: how to read a unit of the
+    corpus, for a store whose views have a ledger and whose inputs were not kept: they are rendered again.
     Raises UserError for a store or a side of it without rows, ConfigError for impossible numbers,
     SpecMismatch for a tokenizer that the store's ids cannot be mapped to; and while iterating CorruptShard
-    with the shard's name, SpecMismatch with the key of a record that the two tokenizers cut differently.
+    with the shard's name, SpecMismatch with the key of a record that the two tokenizers cut differently, or
+    that renders to something else than the teacher saw.
     """
 
     def __init__(
@@ -150,6 +154,7 @@ class TargetReader(IterableDataset[Batch]):
         ahead: int = 2,
         options: Mapping[str, Any] | None = None,
         vocabulary: VocabularyConfig | None = None,
+        records: Records | None = None,
     ) -> None:
         if batch_rows < 1 or batch_rows % world_size:
             raise ConfigError(f"batch_rows {batch_rows} cannot be shared equally by {world_size} ranks")
@@ -158,9 +163,12 @@ class TargetReader(IterableDataset[Batch]):
         if window_shards < 1 or ahead < 1:
             raise ConfigError("window_shards and ahead must be at least 1")
         self.store = Store.open(url, options)
+        self._replay = Replayer(self.store, records) if records and needs_replay(self.store.spec) else None
         self.id_map = id_map(vocabulary, self.store.spec)
-        self.spec = self.id_map.spec(self.store.spec) if self.id_map else self.store.spec
+        spec = self._replay.spec if self._replay else self.store.spec
+        self.spec = self.id_map.spec(spec) if self.id_map else spec
         """What batches hold: the store's, or in the words of the student's tokenizer."""
+        self._recorded = {item.name for item in RECORDED} if keeps_ledger(self.store.spec) else set()
         self.batch_rows, self.rank, self.world_size = batch_rows, rank, world_size
         self.heads = [self.spec.head(name).name for name in heads] if heads is not None else None
         self.seed, self.split, self.holdout = seed, split, holdout
@@ -310,6 +318,8 @@ class TargetReader(IterableDataset[Batch]):
         if self.id_map is not None and block.commit.unit not in self._compared:
             self.id_map.check(Rows.concatenate(parts), str(block.commit.shard))
             self._compared.add(block.commit.unit)
+        if self._replay is not None:
+            parts = [self._replay(Rows.concatenate(parts), block.commit)]
         if len(block) == block.commit.rows:
             return parts
         return [Rows.concatenate(parts).take(np.arange(block.start, block.stop))]
@@ -318,6 +328,8 @@ class TargetReader(IterableDataset[Batch]):
         rows = parts[0] if len(parts) == 1 else Rows.concatenate(parts)
         inputs, lengths = {}, None
         for name, stored in rows.inputs.items():
+            if name in self._recorded:
+                continue
             if self.id_map is not None and name == TOKENS:
                 stored = self.id_map.tokens(stored)
             if isinstance(stored, Ragged):

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from pipeline.targets.errors import ConfigError, SpecMismatch
+from pipeline.targets.replay import RECORDED, replayed
 from pipeline.targets.spec import Spec
 from pipeline.targets.strict import nearest
 from student import models
@@ -76,14 +77,19 @@ def restore(checkpoint: Path, spec: Spec) -> Student:
     """
     found = read(checkpoint)
     config = TrainConfig.model_validate(found.config)
-    mapped = id_map(config.vocabulary, spec)
+    spec, mapped = replayed(spec), id_map(config.vocabulary, spec)
     student = Student(config, mapped.spec(spec) if mapped else spec)
     found.load(student.model)
     return student.eval()
 
 
 def _input_name(config: TrainConfig, spec: Spec) -> str:
-    names = [item.name for item in spec.inputs]
+    names = [item.name for item in spec.inputs if item not in RECORDED]
+    if not names:
+        raise ConfigError(
+            "the store keeps no inputs: train with the job file that labelled it, from whose corpus they are "
+            "rendered again, or label with store.inputs: embed"
+        )
     candidates = [name for name in names if name != LABEL]
     if config.input is not None:
         if config.input not in names:

@@ -33,19 +33,21 @@ from student.evaluate import evaluate
 from student.events import Checked, Evaluated, Event, Finished, Score, Started, Step
 from student.losses import distillation_loss
 from student.metrics import Metrics
+from student.replay import Records
 from student.student import Student
 
 
-def train(config: TrainConfig) -> Iterator[Event]:
+def train(config: TrainConfig, records: Records | None = None) -> Iterator[Event]:
     """Train, or go on training, yielding what happens; it trains while it is iterated, so exhaust it.
 
     Checkpoints are in `output`/checkpoints (`last`, `best`), every event in `output`/metrics.jsonl. Under
-    torchrun every rank iterates; only rank 0 gets events and writes.
+    torchrun every rank iterates; only rank 0 gets events and writes. records: how to read the corpus, for a
+    store that keeps a ledger of views instead of inputs.
     Raises UserError and its kin for what cannot be trained so, CorruptShard, and DecantError for a loss that
     diverges.
     """
     with joined(config.device) as world, _determinism(config.deterministic):
-        run = _Run(config, world)
+        run = _Run(config, world, records)
         if world.rank > 0:
             for _ in run.events():
                 pass
@@ -59,8 +61,8 @@ def train(config: TrainConfig) -> Iterator[Event]:
 class _Run:
     """One run: what it needs, made and checked, and what changes from step to step."""
 
-    def __init__(self, config: TrainConfig, world: World) -> None:
-        self.config, self.world = config, world
+    def __init__(self, config: TrainConfig, world: World, records: Records | None) -> None:
+        self.config, self.world, self.records = config, world, records
         if config.batch_rows % (config.accumulation * world.size):
             raise ConfigError(
                 f"batch_rows {config.batch_rows} is no multiple of accumulation {config.accumulation} times "
@@ -221,6 +223,7 @@ class _Run:
             shuffle=split == "train",
             options=config.store.options,
             vocabulary=config.vocabulary,
+            records=self.records,
         )
 
     def _save(self, best: bool) -> None:

@@ -15,7 +15,9 @@ from jobs.progress import Display
 from jobs.terminal import bar, count, duration, err, out
 
 if TYPE_CHECKING:
+    from jobs.config import Job
     from student import events
+    from student.replay import Records
 
 
 def register(app: typer.Typer) -> None:
@@ -101,9 +103,10 @@ def scored(score: events.Score) -> str:
 def train(job: JobFile, overrides: Overrides = None) -> None:
     """Train a student from the store.
 
-    Needs neither corpus nor teacher: the job file may hold a train section alone, with its store's url. Run
-    it again after anything that stopped it, and it goes on from the last checkpoint, with the weights it
-    would have had. Under torchrun every rank runs it, and the first one reports.
+    Needs neither corpus nor teacher: the job file may hold a train section alone, with its store's url. Only
+    a store of images or audio that was labelled with store.inputs: omit needs the job's corpus. Run it again
+    after anything that stopped it, and it goes on from the last checkpoint, with the weights it would have
+    had. Under torchrun every rank runs it, and the first one reports.
 
     \b
       decant train job.yaml
@@ -112,7 +115,7 @@ def train(job: JobFile, overrides: Overrides = None) -> None:
 
     Next: the weights are in OUTPUT/checkpoints/last; `student.checkpoint` reads them.
     """
-    from jobs.config import load_train
+    from jobs.config import load_job, load_train, sections
 
     config = load_train(job, overrides or ())
     # Only now: a mistake in the job file is said without waiting for torch.
@@ -120,10 +123,13 @@ def train(job: JobFile, overrides: Overrides = None) -> None:
     from student import train as trainer
 
     assert config.store is not None
+    records = None
+    if "corpus" in sections(job, overrides or ()):
+        records = _records(load_job(job, overrides or ()))
     view = TrainView(f"training from {config.store.url}", config.steps)
     finished: events.Finished | None = None
     with Display(view, err() if os.environ.get("RANK", "0") == "0" else None):
-        for event in trainer.train(config):
+        for event in trainer.train(config, records):
             view.on(event)
             if isinstance(event, events.Finished):
                 finished = event
@@ -131,3 +137,15 @@ def train(job: JobFile, overrides: Overrides = None) -> None:
         score = f": {scored(finished.score)}" if finished.score else ""
         out().print(f"trained {count(finished.step)} steps{score}", soft_wrap=True, markup=False)
         out().print(f"weights: {finished.checkpoint}", soft_wrap=True, markup=False)
+
+
+def _records(job: Job) -> Records | None:
+    """How the job's corpus is read, if that is what the student's store needs."""
+    from jobs.replay import CorpusRecords
+    from pipeline.targets.replay import needs_replay
+    from pipeline.targets.store import Store
+
+    assert job.train is not None
+    assert job.train.store is not None
+    store = Store.open(job.train.store.url, job.train.store.options)
+    return CorpusRecords(store, job.corpus) if needs_replay(store.spec) else None

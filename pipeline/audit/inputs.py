@@ -6,6 +6,7 @@ teacher says of it, it does not know.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from typing import TYPE_CHECKING, Protocol
@@ -126,41 +127,51 @@ class CorpusInputs:
         for i in range(len(stored)):
             rows.setdefault(int(stored.row[i]), []).append(i)
         last, records = max(rows), self._corpus.read(unit)
+        earlier: deque[Record] = deque(maxlen=self._renderer.reach)
         with closing(records):
             for record in records:
                 self._owners[record.key] = unit.id
                 for i in rows.pop(record.row, ()):
                     self._findings.checked["inputs"] += 1
-                    if (item := self._same(sample, stored, i, record)) is not None:
+                    if (item := self._same(sample, stored, i, record, tuple(earlier))) is not None:
                         yield i, item
+                if isinstance(record, Record):
+                    earlier.append(record)
                 if record.row >= last:
                     break
         for i in (i for left in rows.values() for i in left):
             reason = f"the unit has no record {int(stored.row[i])}"
             self._strangers.append((unit.id, stored.keys[i], reason))
 
-    def _same(self, sample: Sample, stored: Rows, i: int, record: Read) -> Item | None:
+    def _same(
+        self,
+        sample: Sample,
+        stored: Rows,
+        i: int,
+        record: Read,
+        earlier: Sequence[Record],
+    ) -> Item | None:
         """The view of a record that a stored row is of; None, with a finding, if it is not."""
         key, number, views = stored.keys[i], int(stored.view[i]), int(stored.views[i])
         if record.key != key:
             reason = f"the corpus has the record {record.key!r} in its place"
             self._strangers.append((sample.commit.unit, key, reason))
             return None
-        view = self._view(record, number, views)
+        view = self._view(record, earlier, number, views)
         fault = view if isinstance(view, str) else self._unlike(stored, i, view)
         if isinstance(view, str) or fault is not None:
             self._findings.at("inputs", sample.commit, stored.take(np.array([i])), None, None, str(fault))
             return None
         return Item(key, int(stored.row[i]), number, views, view)
 
-    def _view(self, record: Read, number: int, views: int) -> View | str:
+    def _view(self, record: Read, earlier: Sequence[Record], number: int, views: int) -> View | str:
         """One of a record's views; the reason where it has not as many."""
         if isinstance(record, Filtered):
             return "the corpus's filters leave the record out"
         if not isinstance(record, Record):
             return f"the corpus gives no such record any more: {record.reason}"
         try:
-            rendered = self._renderer.render(record)
+            rendered = self._renderer.render(record, earlier)
         except Rejected as error:
             return f"the record has no view any more: {error.reason}"
         if len(rendered) != views:

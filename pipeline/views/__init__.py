@@ -5,9 +5,11 @@ from typing import Annotated
 from pydantic import Field
 
 from pipeline.views.arrays import Arrays
+from pipeline.views.audio import Audio
 from pipeline.views.base import Rejected, Renderer, View, Views
+from pipeline.views.images import Images
 from pipeline.views.token_windows import TokenWindows
 
-AnyViews = Annotated[TokenWindows | Arrays, Field(discriminator="kind")]
+AnyViews = Annotated[TokenWindows | Arrays | Audio | Images, Field(discriminator="kind")]
 
-__all__ = ["AnyViews", "Arrays", "Rejected", "Renderer", "TokenWindows", "View", "Views"]
+__all__ = ["AnyViews", "Arrays", "Audio", "Images", "Rejected", "Renderer", "TokenWindows", "View", "Views"]

@@ -5,8 +5,7 @@ It knows no images: no crop, no flip. What a number means is between the corpus 
 
 from __future__ import annotations
 
-import hashlib
-import json
+from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
@@ -15,6 +14,7 @@ from pydantic import Field, PositiveInt
 from pipeline.corpus.base import Record
 from pipeline.targets.spec import Input
 from pipeline.views.base import Rejected, Renderer, View, Views
+from pipeline.views.recorded import fingerprint
 
 
 class Arrays(Views):
@@ -49,10 +49,9 @@ class ArrayRenderer(Renderer):
         self.dtype = np.dtype(config.dtype).newbyteorder("<")
         self.inputs = (Input(config.name, self.dtype.str, tuple(config.shape)),)
         described = config.model_dump()
-        text = json.dumps(described, sort_keys=True)
-        self.description = {**described, "fingerprint": hashlib.sha256(text.encode()).hexdigest()}
+        self.description = {**described, "fingerprint": fingerprint(described)}
 
-    def render(self, record: Record) -> list[View]:
+    def render(self, record: Record, earlier: Sequence[Record] = ()) -> list[View]:
         array = record.data.get(self.config.field)
         if not isinstance(array, np.ndarray):
             raise Rejected("undecodable", f"{record.key} has no array in its field {self.config.field!r}")

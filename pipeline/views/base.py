@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,8 +17,8 @@ from pipeline.targets.spec import Input, Vocabulary
 
 @dataclass(frozen=True)
 class View:
-    """One view of a record. inputs: by name, one row's array of the declared shape and dtype;
-    size: its share of a batch's budget (tokens, or 1 for a fixed-size input).
+    """One view of a record. inputs: by name, one row's array of the declared shape and dtype, also of what is
+    only recorded; size: its share of a batch's budget (tokens, or 1 for a fixed-size input).
     """
 
     inputs: Mapping[str, npt.NDArray[Any]]
@@ -37,13 +37,20 @@ class Renderer(ABC):
     """Records to views, ready to work (its tokenizer is loaded)."""
 
     inputs: tuple[Input, ...]
+    """What the teacher sees, and the store keeps where it keeps inputs."""
+    recorded: tuple[Input, ...] = ()
+    """What the store keeps of each view in any case, and nobody is shown."""
+    reach: int = 0
+    """How many records before its own in its unit a view may be mixed with."""
     vocabulary: Vocabulary | None
     description: Mapping[str, Any]
     """For the spec: kind, parameters and "fingerprint"."""
 
     @abstractmethod
-    def render(self, record: Record) -> list[View]:
-        """At least one view, in order. Raises Rejected."""
+    def render(self, record: Record, earlier: Sequence[Record] = ()) -> list[View]:
+        """At least one view, in order. earlier: the `reach` records before it in its unit, or as many as
+        there are. Raises Rejected.
+        """
 
 
 class Views(Config, ABC):

@@ -5,7 +5,7 @@ It knows how text is cut; the tokenizer's file is `targets.tokenizer`'s. It know
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Literal
 
 import numpy as np
@@ -73,7 +73,7 @@ class WindowRenderer(Renderer):
             "piece": PIECE,
         }
 
-    def render(self, record: Record) -> list[View]:
+    def render(self, record: Record, earlier: Sequence[Record] = ()) -> list[View]:
         text = record.data.get(self.config.field)
         if not isinstance(text, str):
             raise Rejected("undecodable", f"{record.key} has no text in its field {self.config.field!r}")

@@ -1,0 +1,41 @@
+"""How a student reads the corpus: the records of a unit of the store's plan.
+
+It knows plans and sources; students know neither. What becomes of a record, `student.replay` knows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import closing
+from typing import TYPE_CHECKING, Any
+
+from pipeline.corpus.base import Record, Source
+from pipeline.targets.errors import SpecMismatch
+from pipeline.targets.store import Store
+
+if TYPE_CHECKING:
+    from pipeline.targets.unit import Unit
+
+
+class CorpusRecords:
+    """The `student.replay.Records` of a store and its corpus. Several threads may call it.
+
+    It holds the plan's units, some 300 bytes a slice.
+    """
+
+    def __init__(self, store: Store, corpus: Source) -> None:
+        self._store, self._corpus = store, corpus
+        self._units: dict[str, Unit] = {unit.id: unit for unit in store.planned()}
+
+    def __call__(self, unit: str) -> Iterator[tuple[int, str, Mapping[str, Any]]]:
+        """Ordinal, key and data of each record that can be read, in order.
+
+        Raises SpecMismatch for a unit that is in no plan of the store, and what `Source.read` raises.
+        """
+        planned = self._units.get(unit)
+        if planned is None:
+            raise SpecMismatch(f"{self._store.url} has the unit {unit} in no plan: its corpus is not known")
+        with closing(self._corpus.read(planned)) as records:
+            for record in records:
+                if isinstance(record, Record):
+                    yield record.row, record.key, record.data

@@ -1,0 +1,56 @@
+"""Views made again on the student's side: a record and its entry in the ledger become what the teacher saw.
+
+One file a kind of view. A new one needs a Replay, and its kind in REPLAYS.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from pipeline.targets.errors import SpecMismatch
+from pipeline.targets.replay.audio import AudioReplay
+from pipeline.targets.replay.base import Partner, Replay, Unrenderable
+from pipeline.targets.replay.images import ImageReplay
+from pipeline.targets.replay.ledger import RECORDED, keeps_ledger
+from pipeline.targets.spec import Spec
+
+REPLAYS: Mapping[str, Callable[[Mapping[str, Any]], Replay]] = {"images": ImageReplay, "audio": AudioReplay}
+
+
+def replay_of(spec: Spec) -> Replay:
+    """What renders the store's views again. Raises SpecMismatch where they cannot be."""
+    kind = spec.views.get("kind")
+    make = REPLAYS.get(str(kind))
+    if make is None or not keeps_ledger(spec):
+        raise SpecMismatch(
+            f"the store's views ({kind}) have no ledger by which they can be rendered again: label with "
+            "store.inputs: embed"
+        )
+    return make(spec.views)
+
+
+def needs_replay(spec: Spec) -> bool:
+    """Whether the store has a ledger instead of its inputs."""
+    return keeps_ledger(spec) and not set(replay_of(spec).inputs) <= set(spec.inputs)
+
+
+def replayed(spec: Spec) -> Spec:
+    """The same with the inputs that replay gives, in the order in which a store that kept them has them."""
+    if not needs_replay(spec):
+        return spec
+    kept = tuple(item for item in spec.inputs if item not in RECORDED)
+    return dataclasses.replace(spec, inputs=(*kept, *replay_of(spec).inputs, *RECORDED))
+
+
+__all__ = [
+    "RECORDED",
+    "Partner",
+    "Replay",
+    "Unrenderable",
+    "keeps_ledger",
+    "needs_replay",
+    "replay_of",
+    "replayed",
+]

@@ -1,0 +1,113 @@
+"""Jobs whose views can be replayed, and their stores, labelled by a tiny real teacher."""
+
+from __future__ import annotations
+
+import io
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import soundfile
+import torch
+
+from pipeline.job import LabelJob
+from pipeline.label import Labeller
+from pipeline.prepare import prepare
+from pipeline.targets.store import Store
+from tests.pipeline.views.pictures import encoded, picture
+
+RECORDS = 40
+VIEWS = 3
+
+
+def tiny_teacher(size: int = 192) -> torch.nn.Module:
+    """Logits [views, 4] of one input of `size` numbers a view, with weights that are always the same."""
+
+    class Linear(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = torch.nn.Linear(size, 4)
+
+        def forward(self, **inputs: torch.Tensor) -> torch.Tensor:
+            (values,) = inputs.values()
+            out: torch.Tensor = self.layer(values.float().flatten(1) / 64)
+            return out
+
+    torch.manual_seed(0)
+    return Linear()
+
+
+def recording(seed: int) -> bytes:
+    """A wav file of noise, 0.1 to 0.3 s long."""
+    samples = np.random.default_rng(seed).normal(0, 0.1, 800 + 100 * (seed % 17))
+    file = io.BytesIO()
+    soundfile.write(file, samples, 8000, format="WAV")
+    return file.getvalue()
+
+
+FILES = {
+    "images": [encoded(picture(i, 12 + i % 5, 11)) for i in range(RECORDS)],
+    "audio": [recording(i) for i in range(RECORDS)],
+}
+
+KINDS: dict[str, dict[str, Any]] = {
+    "images": {
+        "field": "array",
+        "size": 8,
+        "views": VIEWS,
+        "crop": {"kind": "random"},
+        "flip": 0.5,
+        "jitter": {},
+        "randaugment": {},
+        "mix": {"probability": 0.5, "reach": 4},
+        "dtype": "uint8",
+    },
+    "audio": {
+        "field": "array",
+        "rate": 11_025,
+        "window": 1000,
+        "log_mel": {"fft": 256, "hop": 64, "mels": 12},
+    },
+}
+
+
+def labelled(
+    folder: Path, inputs: str = "omit", container: str = "parquet", kind: str = "images"
+) -> tuple[LabelJob, Store]:
+    """A job of 40 files, of images each in 3 views, and its store.
+
+    The files stand in rows of a NumPy array, filled up with zeros; what is in row 7 is no such file.
+    """
+    corpus = folder / f"{kind}.npy"
+    if not corpus.exists():
+        table = np.zeros((RECORDS, max(map(len, FILES[kind]))), dtype=np.uint8)
+        for row, file in zip(table, FILES[kind], strict=True):
+            row[: len(file)] = np.frombuffer(file, dtype=np.uint8)
+        table[7] = 0
+        np.save(corpus, table)
+    settings = {
+        "corpus": {"kind": "arrays", "urls": [str(corpus)], "unit_rows": 16},
+        "views": {"kind": kind, **KINDS[kind]},
+        "teacher": {
+            "kind": "torch",
+            "factory": "tests.pipeline.views.stores:tiny_teacher",
+            "arguments": {"size": 192 if kind == "images" else 12 * 16},
+            "heads": {"logits": 4},
+            "positions": "single",
+            "device": "cpu",
+        },
+        "store": {
+            "url": str(folder / f"{kind}-{inputs}-{container}"),
+            "heads": {"logits": {"kind": "dense", "dtype": "float32"}},
+            "inputs": inputs,
+            "container": container,
+        },
+        "label": {"max_quarantined": 0.1, "batching": {"window": 10, "budget": 7}},
+    }
+    job = LabelJob.model_validate(settings)
+    store = prepare(job)
+    with closing(Labeller(job)) as labeller:
+        for unit in store.pending():
+            labeller.label(unit)
+    return job, store

@@ -1,0 +1,262 @@
+"""A student that gets its images from the corpus by the ledger sees what the teacher saw, or nothing."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+from collections.abc import Callable, Iterator, Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+from typer.testing import CliRunner
+
+from jobs.cli import app
+from jobs.replay import CorpusRecords
+from pipeline.job import LabelJob
+from pipeline.targets.errors import ConfigError, CorpusChanged, SpecMismatch
+from pipeline.targets.rows import Rows
+from pipeline.targets.store import Store
+from student.config import TrainConfig
+from student.data import Batch, TargetReader
+from student.replay import Records, Replayer
+from student.student import Student, restore
+from student.train import train
+from tests.pipeline.views.pictures import encoded
+from tests.pipeline.views.stores import RECORDS, labelled, tiny_teacher
+from tests.student.runs import same, weights
+
+MakeStore = Callable[..., tuple[LabelJob, Store]]
+
+
+@pytest.fixture(scope="module")
+def label(tmp_path_factory: pytest.TempPathFactory) -> MakeStore:
+    """label(inputs="omit", …) -> `labelled` of a folder that the tests share."""
+    folder = tmp_path_factory.mktemp("images")
+
+    @cache
+    def job(*settings: str) -> LabelJob:
+        return labelled(folder, *settings)[0]
+
+    def make(*settings: str) -> tuple[LabelJob, Store]:
+        return job(*settings), Store.open(job(*settings).store.url)
+
+    return make
+
+
+def reader(store: Store, records: Records | None = None, **changes: Any) -> TargetReader:
+    settings = {"batch_rows": 10, "split": "all", "window_shards": 2, "seed": 5, **changes}
+    return TargetReader(store.url, records=records, **settings)
+
+
+def assert_same(ours: Batch, theirs: Batch) -> None:
+    assert list(ours.keys) == list(theirs.keys)
+    assert ours.inputs.keys() == theirs.inputs.keys()
+    for name in ours.inputs:
+        assert ours.inputs[name].dtype == theirs.inputs[name].dtype
+        assert torch.equal(ours.inputs[name], theirs.inputs[name])
+    ours_targets, theirs_targets = ours.targets["logits"], theirs.targets["logits"]
+    assert torch.equal(ours_targets.logits, theirs_targets.logits)  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    ("container", "kind", "name"),
+    [
+        ("parquet", "images", "image"),
+        ("webdataset", "images", "image"),
+        ("zarr", "images", "image"),
+        ("parquet", "audio", "log_mel"),
+    ],
+)
+def test_batches_from_the_corpus_are_those_of_stored_inputs_to_the_bit(
+    label: MakeStore, container: str, kind: str, name: str
+) -> None:
+    job, omitted = label("omit", container, kind)
+    assert omitted.verify().problems == ()
+    _, embedded = label("embed", container, kind)
+    replayed, stored = reader(omitted, CorpusRecords(omitted, job.corpus)), reader(embedded)
+    assert replayed.rows == stored.rows > RECORDS
+    assert replayed.spec.inputs == stored.spec.inputs
+    assert [item.name for item in omitted.spec.inputs] == ["ledger", "digest"]
+    count = 0
+    for ours, theirs in zip(replayed.epoch(0), stored.epoch(0), strict=True):
+        assert_same(ours, theirs)
+        assert set(ours.inputs) == {name}
+        count += len(ours)
+    assert count == replayed.rows
+
+
+def test_the_teacher_says_of_a_replayed_view_what_is_stored(label: MakeStore) -> None:
+    job, store = label()
+    teacher = tiny_teacher()
+    for batch in reader(store, CorpusRecords(store, job.corpus)).epoch(0):
+        logits = batch.targets["logits"].logits  # type: ignore[union-attr]
+        torch.testing.assert_close(teacher(image=batch.inputs["image"]), logits)
+
+
+def test_a_student_learns_from_the_corpus_what_it_learns_from_stored_inputs(
+    label: MakeStore, tmp_path: Path
+) -> None:
+    job, omitted = label("omit", "parquet")
+    _, embedded = label("embed", "parquet")
+    runs = {}
+    for store, records in ((omitted, CorpusRecords(omitted, job.corpus)), (embedded, None)):
+        config = training(store, tmp_path / f"run-{Path(store.url).name}")
+        for _ in train(config, records):
+            pass
+        runs[store.url] = Path(config.output)
+    ours, theirs = runs.values()
+    assert same(weights(ours), weights(theirs))
+    student = restore(ours / "checkpoints" / "last", omitted.spec)
+    assert same(dict(student.model.state_dict()), weights(theirs))
+
+
+def training(store: Store, output: Path) -> TrainConfig:
+    return TrainConfig.model_validate(
+        {
+            "store": {"url": store.url},
+            "output": str(output),
+            "model": {"kind": "small_cnn", "channels": [4], "hidden": 8},
+            "steps": 12,
+            "batch_rows": 16,
+            "window_shards": 2,
+            "holdout": 0.3,
+            "evaluate_every": 6,
+            "device": "cpu",
+        }
+    )
+
+
+def test_decant_train_opens_the_jobs_corpus(label: MakeStore, tmp_path: Path) -> None:
+    job, store = label()
+    train_section = training(store, tmp_path / "run").model_dump(mode="json", exclude={"store"})
+    file = tmp_path / "job.yaml"
+    file.write_text(yaml.safe_dump({**job.model_dump(mode="json"), "train": train_section}))
+    result = CliRunner().invoke(app, ["train", str(file)])
+    assert result.exit_code == 0, result.output
+    assert "trained 12 steps" in result.output
+
+
+def test_a_student_without_the_corpus_is_told_what_is_missing(label: MakeStore, tmp_path: Path) -> None:
+    _, store = label()
+    with pytest.raises(ConfigError, match="the store keeps no inputs: train with the job file"):
+        Student(training(store, tmp_path), store.spec)
+    assert set(next(reader(store).epoch(0)).inputs) == set()
+
+
+def changing(records: Records, change: Callable[[int, str, dict[str, Any]], Any]) -> Records:
+    """The same records, one of them changed on the way; None leaves it out."""
+
+    def changed(unit: str) -> Iterator[tuple[int, str, Mapping[str, Any]]]:
+        for row, key, data in records(unit):
+            if (found := change(row, key, dict(data))) is not None:
+                yield found
+
+    return changed
+
+
+KEY = "images.npy#21"
+"""The record that the tests below change: row 5 of its unit."""
+
+
+def mirrored(row: int, key: str, data: dict[str, Any]) -> Any:
+    if key == KEY:
+        with Image.open(io.BytesIO(data["array"].tobytes())) as image:
+            data["array"] = encoded(np.asarray(image)[:, ::-1])
+    return row, key, data
+
+
+def one_level_darker(row: int, key: str, data: dict[str, Any]) -> Any:
+    if key == KEY:
+        with Image.open(io.BytesIO(data["array"].tobytes())) as image:
+            pixels = np.asarray(image).copy()
+        data["array"] = encoded(np.where(pixels > 0, pixels - 1, pixels))
+    return row, key, data
+
+
+def spoiled(row: int, key: str, data: dict[str, Any]) -> Any:
+    return row, key, {"array": b"spoiled"} if key == KEY else data
+
+
+def renamed(row: int, key: str, data: dict[str, Any]) -> Any:
+    return row, "another.png" if key == KEY else key, data
+
+
+def lost(row: int, key: str, data: dict[str, Any]) -> Any:
+    return None if key == KEY else (row, key, data)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (mirrored, "the corpus renders to something else than the teacher saw"),
+        (one_level_darker, "the corpus renders to something else than the teacher saw"),
+        (spoiled, "the corpus' record is no image"),
+        (renamed, "the corpus has 'another.png' in its place"),
+        (lost, "the corpus has no such record in its place"),
+    ],
+)
+def test_another_corpus_is_refused_by_store_shard_and_key(
+    label: MakeStore, change: Callable[[int, str, dict[str, Any]], Any], said: str
+) -> None:
+    job, store = label()
+    records = changing(CorpusRecords(store, job.corpus), change)
+    with pytest.raises(SpecMismatch, match=said) as caught:
+        list(reader(store, records).epoch(0))
+    for part in (store.url, "shards/", KEY):
+        assert part in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lost, "the corpus has no 'images.npy#21' among the 4 records before it"),
+        (renamed, "the corpus has no 'images.npy#21' among the 4 records before it"),
+        (mirrored, "the corpus renders to something else than the teacher saw"),
+        (spoiled, "the corpus' record is no image"),
+    ],
+)
+def test_another_partner_is_refused(
+    label: MakeStore, change: Callable[[int, str, dict[str, Any]], Any], said: str
+) -> None:
+    job, store = label()
+    replayer = Replayer(store, changing(CorpusRecords(store, job.corpus), change))
+    for commit in store.commits():
+        rows = Rows.concatenate(list(store.read(commit)))
+        if KEY in rows.keys:
+            behind = rows.take(np.flatnonzero(rows.row > rows.row[rows.keys.index(KEY)]))
+            with pytest.raises(SpecMismatch, match=said):
+                replayer(behind, commit)
+
+
+@pytest.mark.parametrize(
+    "change", [{"resample": "bilinear"}, {"dtype": "float32"}, {"field": "other"}, {"reach": 1}]
+)
+def test_rendering_by_other_settings_is_refused(label: MakeStore, change: dict[str, Any]) -> None:
+    job, store = label()
+    records = CorpusRecords(store, job.corpus)
+    (commit, *_) = store.commits()
+    rows = Rows.concatenate(list(store.read(commit)))
+    # As if whoever reads rendered otherwise than whoever labelled.
+    store.spec = dataclasses.replace(store.spec, views={**store.spec.views, **change})
+    with pytest.raises(SpecMismatch, match="cannot be replayed"):
+        Replayer(store, records)(rows, commit)
+
+
+def test_a_changed_file_is_refused_before_it_is_read(tmp_path: Path) -> None:
+    job, store = labelled(tmp_path)
+    table = np.load(tmp_path / "images.npy")
+    np.save(tmp_path / "images.npy", table[:, :-1])
+    with pytest.raises(CorpusChanged, match=r"images\.npy is no longer the one"):
+        list(reader(store, CorpusRecords(store, job.corpus)).epoch(0))
+
+
+def test_a_unit_of_no_plan_is_refused(label: MakeStore) -> None:
+    job, store = label()
+    with pytest.raises(SpecMismatch, match="in no plan"):
+        next(CorpusRecords(store, job.corpus)("0" * 32))
