@@ -84,7 +84,10 @@ class Labeller:
         means = Means()
         last_failure: Quarantined | None = None
         failures = rows = 0
-        with self.store.writer(unit.id) as writer, closing(self._windows(self._records(unit, skip))) as results:
+        with (
+            self.store.writer(unit.id) as writer,
+            closing(self._windows(self._records(unit, skip))) as results,
+        ):
             for window, parts, unlabelled in results:
                 records += window.records
                 if parts:

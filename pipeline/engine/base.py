@@ -205,7 +205,9 @@ class Ledger:
         """A rehearsal killed nobody. records: how many the unit has."""
         assert attempt.search is not None
         further = attempt.search.survived(records)
-        failed = self._searched(attempt, further, "it killed its replicas, and none of its records does so alone")
+        failed = self._searched(
+            attempt, further, "it killed its replicas, and none of its records does so alone"
+        )
         if failed.given_up:
             yield failed
 

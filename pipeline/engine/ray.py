@@ -299,7 +299,9 @@ class _Pool:
                 yield from self._lost(member, "it was told to leave (SIGTERM)", blame=False)
             began = min((began for _, began in member.in_flight.values()), default=math.inf)
             if time.monotonic() - began > limit:
-                yield from self._lost(member, f"a unit took longer than label.unit_timeout_seconds ({limit:g})")
+                yield from self._lost(
+                    member, f"a unit took longer than label.unit_timeout_seconds ({limit:g})"
+                )
 
     def _done(self, member: _Member, ref: Any, outcome: Commit | int) -> Iterator[Event]:
         """A unit is committed, or a rehearsal over, of so many records."""

@@ -46,11 +46,11 @@ class Answer:
     status: int
     code: str
 
-    @property
-    def data(self) -> bytes:
+    def data(self, method: str) -> bytes:
         body = f"<?xml version='1.0'?><Error><Code>{self.code}</Code><Message>{self.code}</Message></Error>"
         head = f"HTTP/1.1 {self.status} {self.code}\r\nContent-Type: application/xml\r\n"
-        return f"{head}Content-Length: {len(body)}\r\n\r\n{body}".encode()
+        head += f"Content-Length: {len(body)}\r\n\r\n"
+        return (head if method == "HEAD" else head + body).encode()
 
 
 class Network(Enum):
@@ -111,7 +111,7 @@ class Proxy:
         body = await _body(reader, headers)
         fault = self._fate(request)
         if isinstance(fault, Answer):
-            writer.write(fault.data)
+            writer.write(fault.data(method))
             await writer.drain()
             return True
         if fault is Network.STALE and path in self._earlier:

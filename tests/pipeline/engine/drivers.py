@@ -21,7 +21,7 @@ if job.label.engine == "local":
     from pipeline.engine.local import Local as Engine
 else:
     from pipeline.engine.ray import RayEngine as Engine
-store = Store.open(job.store.url)
+store = Store.open(job.store.url, job.store.options)
 for event in Engine().run(job, store.pending(), threading.Event()):
     if isinstance(event, Started):
         print("started", event.pid, flush=True)

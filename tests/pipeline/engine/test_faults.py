@@ -122,7 +122,9 @@ def test_two_drivers_on_one_store_commit_each_unit_once(
     url, options = s3_bucket_url
     heads = {"logits": {"kind": "threshold"}}
     job = make_job(teacher={"seconds_per_view": 0.01})
-    job = job.model_copy(update={"store": job.store.model_validate({"url": url, "options": options, "heads": heads})})
+    job = job.model_copy(
+        update={"store": job.store.model_validate({"url": url, "options": options, "heads": heads})}
+    )
     store = prepare(job)
     with labelling(job, tmp_path) as one, labelling(job, tmp_path) as two:
         assert one.wait() == two.wait() == 0

@@ -8,7 +8,9 @@ from hypothesis import strategies as st
 from pipeline.engine.isolation import BEGIN, KILLERS, Search
 
 
-def searched(records: int, killers: set[int], by_chance: frozenset[int] = frozenset()) -> tuple[Search | None, int]:
+def searched(
+    records: int, killers: set[int], by_chance: frozenset[int] = frozenset()
+) -> tuple[Search | None, int]:
     """Where a search ends, and how many replicas it costs. by_chance: deaths that no record caused, by number."""
     search: Search | None = BEGIN
     deaths = trials = 0
