@@ -143,7 +143,7 @@ class Labeller:
     def _windows(
         self, records: Iterable[Record | Quarantined]
     ) -> Generator[tuple[Window, list[Labelled], list[Quarantined]], None, None]:
-        """Each window of the records with its labelled rows and the views that the teacher could not label."""
+        """Each window with its labelled rows and the views that the teacher could not label."""
         batching, depth = self.job.label.batching, self.job.label.batching.prefetch
         read = prefetch(chunks(records, READ_CHUNK), depth)
         rendered = prefetch(windows(read, self._renderer, batching.window), depth)

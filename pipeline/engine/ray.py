@@ -83,8 +83,8 @@ class RayEngine:
 class Replica:
     """The actor. Its constructor loads nothing, so that what goes wrong at the start comes back as itself.
 
-    SIGTERM asks it to leave, as before a spot machine goes. It takes no unit any more, goes on with those that
-    it has for `grace_seconds`, then abandons them, and exits.
+    SIGTERM asks it to leave, as before a spot machine goes. It takes no unit any more, goes on with those
+    that it has for `grace_seconds`, then abandons them, and exits.
     """
 
     def __init__(self, job: str, threads: int, grace_seconds: float) -> None:

@@ -43,9 +43,9 @@ PATIENCE: Mapping[str, Any] = {
     "connect_timeout": 10,
     "read_timeout": 60,
 }
-"""botocore's, for S3: a request that fails for a passing reason (no connection, a reset, a timeout, 429, 5xx) is
-tried 5 times, with random waits between them whose bound doubles; s3fs does all of that up to 5 times where it sees
-a reset or SlowDown. `config_kwargs` in the options takes precedence, key by key."""
+"""botocore's, for S3: a request that fails for a passing reason (no connection, a reset, a timeout, 429, 5xx)
+is tried 5 times, with random waits between them whose bound doubles; s3fs does all of that up to 5 times when
+it sees a reset or SlowDown. `config_kwargs` in the options takes precedence, key by key."""
 
 EXPIRED = ("ExpiredToken", "ExpiredTokenException", "RequestExpired", "TokenRefreshRequired", "400")
 """S3's codes for credentials that were good once; the answer to a HEAD has a status alone."""

@@ -14,7 +14,7 @@ import pytest
 
 from pipeline.targets import Store
 from tests.jobs.small_jobs import SmallJob
-from tests.s3.proxy import EXPIRED, INTERNAL_ERROR, SLOW_DOWN, Answer, Network, Proxy, Request, first
+from tests.s3.proxy import EXPIRED, INTERNAL_ERROR, SLOW_DOWN, Answer, Network, Proxy, Request
 
 Place = tuple[str, dict[str, Any]]
 Faulty = tuple[Proxy, Place, Place]

@@ -1,7 +1,7 @@
 """A proxy between an S3 client and its server that does to requests what networks and servers do.
 
-It speaks enough HTTP/1.1 to know where a message ends. The Host header passes unchanged, so that the signature,
-which is of the proxy's address, stays valid on a server that checks it.
+It speaks enough HTTP/1.1 to know where a message ends. The Host header passes unchanged, so that the
+signature, which is of the proxy's address, stays valid on a server that checks it.
 """
 
 from __future__ import annotations

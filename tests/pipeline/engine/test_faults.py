@@ -1,4 +1,4 @@
-"""Replicas that hang, leave or come back, nodes that vanish, drivers that meet: nothing lost, nothing twice."""
+"""Replicas hang, leave, come back, nodes vanish, drivers meet: nothing is lost, and nothing there twice."""
 
 from __future__ import annotations
 

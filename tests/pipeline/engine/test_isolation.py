@@ -11,7 +11,7 @@ from pipeline.engine.isolation import BEGIN, KILLERS, Search
 def searched(
     records: int, killers: set[int], by_chance: frozenset[int] = frozenset()
 ) -> tuple[Search | None, int]:
-    """Where a search ends, and how many replicas it costs. by_chance: deaths that no record caused, by number."""
+    """Where a search ends, and how many replicas it costs. by_chance: trials that die of no record."""
     search: Search | None = BEGIN
     deaths = trials = 0
     while search is not None:

@@ -177,7 +177,7 @@ def test_a_manifest_that_cannot_be_reached_is_not_called_broken(faulty: Faulty, 
 def test_credentials_that_renew_themselves_are_renewed(
     faulty: Faulty, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    proxy, (url, options), (_, direct) = faulty
+    _, (url, options), (_, direct) = faulty
     # As instance roles, web identities and SSO do, with a program in the role of the service.
     program = tmp_path / "credentials.sh"
     program.write_text(
