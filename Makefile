@@ -11,10 +11,10 @@ PYTEST := $(BIN)/python -m pytest -q --numprocesses $(WORKERS) --dist loadfile -
 
 .DEFAULT_GOAL := help
 BENCHMARKS := bench-label bench-read bench-targets
-.PHONY: help install chromium demo test test-fast lint format bench $(BENCHMARKS) clean
+.PHONY: help install chromium demo test test-fast test-s3 lint format bench $(BENCHMARKS) clean
 
 help:  ## this list
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
+	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
 
 install: $(INSTALLED)  ## Decant with the extras of EXTRAS (default dev) in VENV
 
@@ -40,6 +40,10 @@ test: install lint chromium  ## linters, type checks and all tests
 
 test-fast: install  ## the default tier only
 	$(PYTEST) -m "not slow"
+
+test-s3: install  ## the store, a job and its faults on Ceph's S3 server (started here, from Debian's packages)
+	tests/s3/ceph.sh install
+	$(BIN)/python -m pytest -q --ceph -m ceph --durations=5
 
 lint: install
 	$(BIN)/ruff check .

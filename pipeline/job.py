@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 
 from pipeline.config import Config
 from pipeline.corpus import AnySource
@@ -121,6 +121,10 @@ class Replicas(Config):
     start_timeout_seconds: PositiveFloat = 600.0
     """How long to wait for `min` replicas."""
 
+    grace_seconds: NonNegativeFloat = 20.0
+    """How long a replica that is told to leave (SIGTERM, as before a spot machine goes) may go on with its
+    units; what is not done by then is left to others. Shorter than the platform's (Kubernetes: 30 s)."""
+
 
 class LabelConfig(Config):
     """Who labels, and what may fail."""
@@ -135,7 +139,12 @@ class LabelConfig(Config):
     """The pool of the ray engine."""
 
     attempts: PositiveInt = 3
-    """Attempts at a unit, each on a fresh replica if the last one died, before the job gives the unit up."""
+    """Attempts at a unit, each on a fresh replica if the last one died. One that fails so often is given up;
+    one that kills so many is searched for the record that does it, which goes to quarantine."""
+
+    unit_timeout_seconds: PositiveFloat = 3600.0
+    """How long a replica of the ray engine may take for a unit, from when it is handed out. One that takes
+    longer hangs: it is killed, and its units are tried elsewhere."""
 
     batching: Batching = Batching()
     """How views become batches."""

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -17,6 +18,7 @@ import numpy as np
 from pipeline.batching import Part, Window, batches, windows
 from pipeline.budget import fastest
 from pipeline.codebooks import books_of
+from pipeline.corpus.base import Read
 from pipeline.declaration import specify
 from pipeline.encoding import Labelled, encode
 from pipeline.inference import Answer, Inference
@@ -36,6 +38,8 @@ if TYPE_CHECKING:
 
 READ_CHUNK = 16
 """Records that pass from the reader to the views at a time."""
+
+NOTHING: Mapping[int, str] = MappingProxyType({})
 
 EVIDENCE = 100
 """Failures of a unit without one success that are no bad luck."""
@@ -74,9 +78,10 @@ class Labeller:
         self.cancel()
         self._inference.close()
 
-    def label(self, unit: Unit) -> Commit:
+    def label(self, unit: Unit, skip: Mapping[int, str] = NOTHING) -> Commit:
         """Label a unit and commit it: its commit record, or that of a faster attempt.
 
+        skip: rows that go to quarantine as "killed" without being labelled, each with the reason.
         Raises CorpusChanged, CorpusUnreadable, StorageError, TeacherError; and TooManyQuarantined when the
         teacher gave no target for any of EVIDENCE views or more, which is no unit's fault. Then nothing of
         the unit is committed.
@@ -85,7 +90,10 @@ class Labeller:
         means = Means()
         last_failure: Quarantined | None = None
         failures = rows = 0
-        with self.store.writer(unit.id) as writer, closing(self._windows(unit)) as results:
+        with (
+            self.store.writer(unit.id) as writer,
+            closing(self._windows(self._records(unit, skip))) as results,
+        ):
             for window, parts, unlabelled in results:
                 records += window.records
                 filtered += window.filtered
@@ -130,12 +138,38 @@ class Labeller:
             if self.recorder is not None:
                 self.recorder.worked(stage, begin, time.time())
 
-    def _windows(self, unit: Unit) -> Generator[tuple[Window, list[Labelled], list[Quarantined]], None, None]:
-        """Each window of the unit with its labelled rows and the views that the teacher could not label."""
+    def rehearse(self, unit: Unit, rows: range, skip: Mapping[int, str] = NOTHING) -> int:
+        """Label some records of a unit and keep nothing of it; how many records the unit has.
+
+        Whether that ends well is what it is for.
+        """
+        count = 0
+
+        def some() -> Iterator[Read]:
+            nonlocal count
+            for record in self._records(unit, skip):
+                count += 1
+                if record.row in rows:
+                    yield record
+
+        with closing(self._windows(some())) as results:
+            for _ in results:
+                pass
+        return count
+
+    def _records(self, unit: Unit, skip: Mapping[int, str]) -> Iterator[Read]:
+        for record in self.job.corpus.read(unit):
+            reason = skip.get(record.row)
+            yield record if reason is None else Quarantined(record.key, record.row, None, "killed", reason)
+
+    def _windows(
+        self, records: Iterable[Read]
+    ) -> Generator[tuple[Window, list[Labelled], list[Quarantined]], None, None]:
+        """Each window with its labelled rows and the views that the teacher could not label."""
         depth, watch = self.job.label.batching.prefetch, self.recorder
         content = self.job.label.batching.content(self._renderer.inputs)
-        records = prefetch(chunks(self.job.corpus.read(unit), READ_CHUNK), depth, "read", watch)
-        rendered = prefetch(windows(records, self._renderer, content), depth, "views", watch)
+        read = prefetch(chunks(records, READ_CHUNK), depth, "read", watch)
+        rendered = prefetch(windows(read, self._renderer, content), depth, "views", watch)
         collated = prefetch(self._batches(rendered), depth, "batch", watch)
         answered = prefetch(self._answers(collated), 1)
         encoded = prefetch(self._encode(answered), depth)

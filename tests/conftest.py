@@ -8,6 +8,7 @@ import gc
 import json
 import logging
 import os
+import subprocess
 import textwrap
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,9 +19,17 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, settings
 
+from tests.s3.proxy import Proxy, proxied
+
 # How long an example takes says nothing of what is tested, and much of what else the machine does.
 settings.register_profile("decant", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("decant")
+
+
+Place = tuple[str, dict[str, Any]]
+
+CEPH = Path(__file__).parent / "s3" / "ceph.sh"
+CEPH_PORT = 9207
 
 
 @pytest.fixture(scope="session")
@@ -49,7 +58,57 @@ def s3_bucket_url(s3_options: dict[str, Any]) -> tuple[str, dict[str, Any]]:
     return f"s3://decant/{uuid.uuid4().hex}", dict(s3_options)
 
 
+@pytest.fixture(scope="session")
+def ceph_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A running Ceph, empty at the start of the session. Ended with it."""
+    installed = subprocess.run([CEPH, "install"], capture_output=True, text=True, check=False)
+    if installed.returncode:
+        pytest.skip(installed.stderr.strip())
+    folder = tmp_path_factory.mktemp("ceph")
+    subprocess.run([CEPH, "up", folder, str(CEPH_PORT)], check=True, stdout=subprocess.DEVNULL)
+    yield folder
+    subprocess.run([CEPH, "kill", folder], check=True)
+
+
+@pytest.fixture(scope="session")
+def ceph_options(ceph_folder: Path) -> dict[str, Any]:
+    """fsspec options of Ceph's S3 server, with an empty bucket "decant"."""
+    s3fs = pytest.importorskip("s3fs")
+    options = {
+        "endpoint_url": f"http://127.0.0.1:{CEPH_PORT}",
+        "key": "decant-test-key",
+        "secret": "decant-test-secret",
+        "client_kwargs": {"region_name": "us-east-1"},
+    }
+    s3fs.S3FileSystem(**options).call_s3("create_bucket", Bucket="decant")
+    return options
+
+
+@pytest.fixture
+def ceph_bucket_url(ceph_options: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    """A URL of the test's own on Ceph's S3 server, and the fsspec options to reach it."""
+    return f"s3://decant/{uuid.uuid4().hex}", dict(ceph_options)
+
+
+@pytest.fixture(params=["moto", pytest.param("ceph", marks=pytest.mark.ceph)])
+def faulty(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[tuple[Proxy, Place, Place]]:
+    """A proxy before an S3 server, and a URL with options that leads through it and one that does not.
+
+    What botocore waits before it asks again is shortened, and so is what it waits for an answer.
+    """
+    name = "s3_bucket_url" if request.param == "moto" else "ceph_bucket_url"
+    url, options = request.getfixturevalue(name)
+    backoff = pytest.importorskip("botocore.retries.standard").ExponentialBackoff
+    monkeypatch.setattr(backoff, "delay_amount", lambda self, context: 0.01)
+    with proxied(options["endpoint_url"]) as proxy:
+        through = {**options, "endpoint_url": proxy.endpoint, "config_kwargs": {"read_timeout": 1}}
+        yield proxy, (url, through), (url, options)
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--ceph", action="store_true", help="run the tests that need Ceph's S3 server too")
     parser.addoption(
         "--kills",
         type=int,
@@ -63,8 +122,11 @@ def pytest_collection_finish() -> None:
     gc.freeze()
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Slow tests first: of several processes none is left with a long file while the others have nothing."""
+    if not config.getoption("--ceph"):
+        config.hook.pytest_deselected(items=[item for item in items if item.get_closest_marker("ceph")])
+        items[:] = [item for item in items if not item.get_closest_marker("ceph")]
     items.sort(key=lambda item: item.get_closest_marker("slow") is None)
 
 

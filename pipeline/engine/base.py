@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import threading
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol
 
+from pipeline.engine.isolation import BEGIN, Search
 from pipeline.profile import Profile
 from pipeline.targets.commit import Commit
 from pipeline.targets.errors import (
@@ -105,12 +106,27 @@ class Engine(Protocol):
         ...
 
 
+class Preempted(Exception):
+    """The replica was told to leave, and leaves this unit to others."""
+
+
 @dataclass(frozen=True)
 class Attempt:
-    """A unit to be labelled, and how many attempts at it failed."""
+    """A unit to be labelled, and how many attempts at it failed. search: for the record in it that kills."""
 
     unit: Unit
     failures: int = 0
+    search: Search | None = None
+
+    @property
+    def skip(self) -> Mapping[int, str]:
+        """Rows not to be labelled, and why."""
+        return self.search.skip if self.search is not None else {}
+
+    @property
+    def trial(self) -> range | None:
+        """Rows to be rehearsed; None: the unit is to be labelled."""
+        return self.search.trial if self.search is not None else None
 
 
 class Ledger:
@@ -173,15 +189,38 @@ class Ledger:
         reason = sentence(error)
         if last or isinstance(error, CorpusChanged | CorpusUnreadable):
             return self._give_up(attempt, reason)
-        self._again.append(attempt)
+        (self._again if attempt.search is None else self._suspects).append(attempt)
         return Failed(attempt.unit, reason, attempt.failures, given_up=False)
 
     def crashed(self, attempt: Attempt, reason: str, alone: bool) -> Failed:
-        """The replica died. alone: it had no other unit, so that none of them can be to blame."""
+        """The replica died. alone: it had no other unit, so that none of them can be to blame.
+
+        A unit that kills by itself time and again is searched for the record that does it.
+        """
+        if attempt.search is not None:
+            return self._searched(attempt, attempt.search.died(reason), reason)
         attempt = replace(attempt, failures=attempt.failures + 1)
         if alone and attempt.failures >= self._job.label.attempts:
-            return self._give_up(attempt, reason)
+            return self._searched(attempt, BEGIN, f"{reason}; looking for the record that does it")
         self._wait(attempt)
+        return Failed(attempt.unit, reason, attempt.failures, given_up=False)
+
+    def survived(self, attempt: Attempt, records: int) -> Iterator[Failed]:
+        """A rehearsal killed nobody. records: how many the unit has."""
+        assert attempt.search is not None
+        further = attempt.search.survived(records)
+        failed = self._searched(
+            attempt, further, "it killed its replicas, and none of its records does so alone"
+        )
+        if failed.given_up:
+            yield failed
+
+    def _searched(self, attempt: Attempt, search: Search | None, reason: str) -> Failed:
+        """Go on with a search, or give the unit up where it has found nobody to blame."""
+        if search is None:
+            return self._give_up(attempt, reason)
+        # What fails for another reason during a search has its own attempts.
+        self._suspects.append(Attempt(attempt.unit, 0, search))
         return Failed(attempt.unit, reason, attempt.failures, given_up=False)
 
     def finish(self) -> None:
@@ -197,7 +236,7 @@ class Ledger:
         self._judge()
 
     def _wait(self, attempt: Attempt) -> None:
-        alone = attempt.failures >= min(SUSPECT, self._job.label.attempts)
+        alone = attempt.search is not None or attempt.failures >= min(SUSPECT, self._job.label.attempts)
         (self._suspects if alone else self._again).append(attempt)
 
     def _give_up(self, attempt: Attempt, reason: str) -> Failed:

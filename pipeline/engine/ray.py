@@ -14,7 +14,7 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -24,6 +24,7 @@ from pipeline.engine.base import (
     Committed,
     Event,
     Ledger,
+    Preempted,
     ReplicaLost,
     ReplicaPending,
     Started,
@@ -36,6 +37,7 @@ from pipeline.targets.unit import Unit
 
 if TYPE_CHECKING:
     from pipeline.job import LabelConfig, LabelJob
+    from pipeline.label import Labeller
 
 POLL_SECONDS = 0.5
 """How often the loop looks at the clock and at `stop` while no replica has news."""
@@ -43,8 +45,19 @@ POLL_SECONDS = 0.5
 CONNECT_SECONDS = 10.0
 """How long a cluster may take to accept a connection."""
 
+LAST_WORDS_SECONDS = 1.0
+"""Between the last unit of a replica that leaves and its exit, for the answer to reach the driver."""
+
 OBJECT_STORE_BYTES = 100_000_000
 """Of a Ray started here. Units and commit records are small; nothing large goes through it."""
+
+
+@dataclass(frozen=True)
+class Labelling:
+    """What a replica returns of a unit. profile: of its time since the last one, if the job wants to know."""
+
+    commit: Commit
+    profile: Profile | None
 
 
 class RayEngine:
@@ -77,10 +90,19 @@ class RayEngine:
 
 
 class Replica:
-    """The actor. Its constructor does nothing, so that what goes wrong at the start comes back as itself."""
+    """The actor. Its constructor loads nothing, so that what goes wrong at the start comes back as itself.
 
-    def __init__(self, job: str, threads: int) -> None:
-        self._job, self._threads = job, threads
+    SIGTERM asks it to leave, as before a spot machine goes. It takes no unit any more, goes on with those
+    that it has for `grace_seconds`, then abandons them, and exits.
+    """
+
+    def __init__(self, job: str, threads: int, grace_seconds: float) -> None:
+        self._job, self._threads, self._grace = job, threads, grace_seconds
+        self._labeller: Labeller | None = None
+        self._leaving = threading.Event()
+        self._idle = threading.Condition()
+        self._in_flight = 0
+        signal.signal(signal.SIGTERM, lambda *_: threading.Thread(target=self._leave).start())
 
     def start(self) -> tuple[int, str]:
         """Load the model; process id and node."""
@@ -94,19 +116,55 @@ class Replica:
             self._labeller = Labeller(LabelJob.model_validate_json(self._job))
         return os.getpid(), platform.node()
 
-    def label(self, unit: Unit) -> tuple[Commit, Profile | None]:
-        """Label a unit. Units may overlap. The profile, if one is kept, is of the time since the last."""
-        with _plain_errors():
-            commit, recorder = self._labeller.label(unit), self._labeller.recorder
-            return commit, recorder.take() if recorder else None
+    def label(self, unit: Unit, skip: Mapping[int, str]) -> Labelling:
+        """Label a unit, but for the rows to skip. Units may overlap. Raises Preempted."""
+        with self._staying() as labeller:
+            commit, recorder = labeller.label(unit, skip), labeller.recorder
+            return Labelling(commit, recorder.take() if recorder else None)
+
+    def rehearse(self, unit: Unit, rows: range, skip: Mapping[int, str]) -> int:
+        """See `Labeller.rehearse`. Raises Preempted."""
+        with self._staying() as labeller:
+            return labeller.rehearse(unit, rows, skip)
+
+    @contextmanager
+    def _staying(self) -> Iterator[Labeller]:
+        """While entered, the replica does not leave before its grace is over."""
+        from pipeline.label import Cancelled
+
+        with self._idle:
+            if self._leaving.is_set() or self._labeller is None:
+                raise Preempted
+            self._in_flight += 1
+        try:
+            with _plain_errors():
+                yield self._labeller
+        except Cancelled:
+            raise Preempted from None
+        finally:
+            with self._idle:
+                self._in_flight -= 1
+                self._idle.notify_all()
+
+    def _leave(self) -> None:
+        with self._idle:
+            self._leaving.set()
+            self._idle.wait_for(lambda: not self._in_flight, self._grace)
+            if self._labeller is not None:
+                self._labeller.cancel()
+            self._idle.wait_for(lambda: not self._in_flight)
+        time.sleep(LAST_WORDS_SECONDS)
+        os._exit(0)
 
 
 @contextmanager
 def _plain_errors() -> Iterator[None]:
     """Errors that any driver can unpickle: ours as they are, others as their text (the log has all)."""
+    from pipeline.label import Cancelled
+
     try:
         yield
-    except DecantError:
+    except (DecantError, Cancelled):
         raise
     except Exception as error:
         logging.getLogger(__name__).exception("a replica failed")
@@ -121,6 +179,7 @@ class _Member:
     actor: Any
     pid: int | None = None
     alone: bool = False
+    leaving: bool = False
     in_flight: dict[Any, tuple[Attempt, float]] = field(default_factory=dict)
 
 
@@ -156,6 +215,7 @@ class _Pool:
             ready, _ = ray.wait(list(self._refs), num_returns=1, timeout=POLL_SECONDS)
             for ref in ready:
                 yield from self._settle(ref)
+            yield from self._retire()
 
     def close(self) -> None:
         """End all replicas; what they have in flight is abandoned."""
@@ -177,7 +237,7 @@ class _Pool:
                 max_task_retries=0,
                 max_concurrency=self._wanted.units_in_flight,
             )
-            .remote(self._job.model_dump_json(), threads)
+            .remote(self._job.model_dump_json(), threads, self._wanted.grace_seconds)
         )
         member = _Member(self._asked, actor)
         self._asked += 1
@@ -189,7 +249,7 @@ class _Pool:
         """Fill the replicas, the idlest first, so that none has two units while another has none."""
         if self._stop.is_set():
             return
-        free = [member for member in self._members if member.pid is not None and not member.alone]
+        free = [m for m in self._members if m.pid is not None and not m.alone and not m.leaving]
         free.sort(key=lambda member: len(member.in_flight))
         # As many replicas as there are suspects take nothing more until they are empty.
         kept = self._ledger.suspects
@@ -206,7 +266,10 @@ class _Pool:
                     self._submit(member, attempt)
 
     def _submit(self, member: _Member, attempt: Attempt) -> None:
-        ref = member.actor.label.remote(attempt.unit)
+        if attempt.trial is None:
+            ref = member.actor.label.remote(attempt.unit, attempt.skip)
+        else:
+            ref = member.actor.rehearse.remote(attempt.unit, attempt.trial, attempt.skip)
         member.in_flight[ref] = (attempt, time.monotonic())
         self._refs[ref] = member
 
@@ -228,26 +291,46 @@ class _Pool:
             preempted = getattr(error, "preempted", False)
             if member.pid is not None:
                 self._refs[ref] = member
-            yield from self._lost(member, _cause_of_death(error), blame=not preempted)
+            blame = not preempted and not member.leaving
+            yield from self._lost(member, _cause_of_death(error), blame)
         else:
             if member.pid is not None:
-                commit, profile = outcome
-                yield self._committed(member, ref, commit, profile)
-                self._ledger.committed(commit)
+                yield from self._done(member, ref, outcome)
             else:
                 member.pid, node = outcome
                 self._failed_starts = 0
                 yield Started(member.number, outcome[0], node)
 
-    def _committed(self, member: _Member, ref: Any, commit: Commit, profile: Profile | None) -> Committed:
-        _, began = member.in_flight.pop(ref)
+    def _retire(self) -> Iterator[Event]:
+        """End the replicas that leave and have no unit any more, and those that have had one for too long."""
+        limit = self._job.label.unit_timeout_seconds
+        for member in list(self._members):
+            if member.leaving and not member.in_flight:
+                yield from self._lost(member, "it was told to leave (SIGTERM)", blame=False)
+            began = min((began for _, began in member.in_flight.values()), default=math.inf)
+            if time.monotonic() - began > limit:
+                yield from self._lost(
+                    member, f"a unit took longer than label.unit_timeout_seconds ({limit:g})"
+                )
+
+    def _done(self, member: _Member, ref: Any, outcome: Labelling | int) -> Iterator[Event]:
+        """A unit is committed, or a rehearsal over, of so many records."""
+        attempt, began = member.in_flight.pop(ref)
         member.alone = False
-        return Committed(commit, member.number, time.monotonic() - began, profile)
+        if isinstance(outcome, int):
+            yield from self._ledger.survived(attempt, outcome)
+        else:
+            yield Committed(outcome.commit, member.number, time.monotonic() - began, outcome.profile)
+            self._ledger.committed(outcome.commit)
 
     def _failed(self, member: _Member, ref: Any, error: Exception) -> Iterator[Event]:
         """A unit raised; the replica lives. After a TeacherError it is replaced all the same."""
         attempt, _ = member.in_flight.pop(ref)
         member.alone = False
+        if isinstance(error, Preempted):
+            self._ledger.returned(attempt)
+            member.leaving = True
+            return
         yield self._ledger.failed(attempt, error)
         if isinstance(error, TeacherError):
             yield from self._lost(member, sentence(error), blame=False)
@@ -266,14 +349,16 @@ class _Pool:
         for ref, (attempt, _) in list(member.in_flight.items()):
             del self._refs[ref]
             try:
-                commit, profile = ray.get(ref)
+                outcome = ray.get(ref)
             except ray.exceptions.RayTaskError as error:
-                yield from [self._ledger.failed(attempt, error.cause)]
+                if isinstance(error.cause, Preempted):
+                    self._ledger.returned(attempt)
+                else:
+                    yield self._ledger.failed(attempt, error.cause)
             except ray.exceptions.RayError:
                 victims.append(attempt)
             else:
-                yield self._committed(member, ref, commit, profile)
-                self._ledger.committed(commit)
+                yield from self._done(member, ref, outcome)
         for attempt in victims:
             if blame:
                 yield self._ledger.crashed(attempt, reason, alone=len(victims) == 1)

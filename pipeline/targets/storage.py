@@ -24,7 +24,8 @@ from fsspec.core import split_protocol
 from pipeline.targets.errors import StorageError, UserError
 
 LOCAL = ("file", "local")
-CONDITIONAL = ("s3", "s3a", "gs", "gcs", "az", "abfs", "abfss")
+S3 = ("s3", "s3a")
+CONDITIONAL = (*S3, "gs", "gcs", "az", "abfs", "abfss")
 """Protocols whose "create" mode is a conditional request that the server decides. Elsewhere fsspec looks
 first and writes then, which no test with one writer can tell from the real thing."""
 
@@ -33,6 +34,21 @@ TEMPORARY = "tmp/"
 
 PAGE_ENTRIES = 1000
 """Entries that S3 is asked for, or to delete, at a time; it allows no more."""
+
+PART_BYTES = 16 * 2**20
+"""Of an upload to an object store: what is in memory of it, however large it becomes."""
+
+PATIENCE: Mapping[str, Any] = {
+    "retries": {"mode": "standard", "total_max_attempts": 5},
+    "connect_timeout": 10,
+    "read_timeout": 60,
+}
+"""botocore's, for S3: a request that fails for a passing reason (no connection, a reset, a timeout, 429, 5xx)
+is tried 5 times, with random waits between them whose bound doubles; s3fs does all of that up to 5 times when
+it sees a reset or SlowDown. `config_kwargs` in the options takes precedence, key by key."""
+
+EXPIRED = ("ExpiredToken", "ExpiredTokenException", "RequestExpired", "TokenRefreshRequired", "400")
+"""S3's codes for credentials that were good once; the answer to a HEAD has a status alone."""
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _DENIED = (errno.EACCES, errno.EPERM, errno.EROFS)
@@ -79,9 +95,15 @@ class Storage:
         pid = os.getpid()
         if self._opened is None or self._opened[0] != pid:
             with self.failures("opened"):
-                fs = fsspec.filesystem(self.protocol, **{"use_listings_cache": False, **self._options})
+                fs = fsspec.filesystem(self.protocol, **self._settings())
             self._opened = (pid, fs)
         return self._opened[1]
+
+    def _settings(self) -> dict[str, Any]:
+        settings = {"use_listings_cache": False, **self._options}
+        if self.protocol in S3:
+            settings["config_kwargs"] = {**PATIENCE, **(settings.get("config_kwargs") or {})}
+        return settings
 
     def put_if_absent(self, name: str, data: bytes) -> bool:
         """Publish the bytes under a name that nobody has taken. True: we did; False: it was there.
@@ -103,14 +125,12 @@ class Storage:
     def upload(self, name: str) -> Iterator[BinaryIO]:
         """A file to write to, under a name that only this attempt uses.
 
-        On leaving it is durable under its name; when the block raises, nothing is left. Remotely the bytes
-        are gathered in memory and sent at the end.
+        On leaving it is durable under its name; when the block raises, nothing is left. Remotely it is sent
+        in parts of PART_BYTES, and is there when the last one is.
         """
         if not self.local:
-            with io.BytesIO() as sink:
-                yield sink
-                with self.failures("written"):
-                    self._fs.pipe_file(self._path(name), sink.getvalue())
+            with self._parts(name) as parts:
+                yield cast(BinaryIO, _Sink(self, parts))
             return
         with self._temporary() as (temporary, sink):
             yield cast(BinaryIO, _Sink(self, sink))
@@ -118,6 +138,35 @@ class Storage:
                 _synced(sink)
                 os.link(temporary, self._prepared(name))
                 _sync_folder(os.path.dirname(self._path(name)))
+
+    @contextlib.contextmanager
+    def _parts(self, name: str) -> Iterator[Any]:
+        """A multipart upload, or one PUT of what is smaller than a part."""
+        path = self._path(name)
+        with self.failures("written"):
+            file = self._fs.open(path, "wb", block_size=PART_BYTES)
+        try:
+            yield file
+            with self.failures("written"):
+                size = file.tell()
+                try:
+                    file.close()
+                except Exception:
+                    # The answer to the last request may have been lost, and its repetition have found the
+                    # upload gone. The name is this attempt's alone: what is there is whole, and ours.
+                    if self._size(path) != size:
+                        raise
+        except BaseException:
+            file.closed = True  # else it would be sent when it is collected
+            with contextlib.suppress(Exception):
+                file.discard()
+            raise
+
+    def _size(self, path: str) -> int | None:
+        try:
+            return int(self._fs.info(path)["size"])
+        except FileNotFoundError:
+            return None
 
     def read(self, name: str) -> bytes:
         """All bytes. Raises FileNotFoundError if there is no such file."""
@@ -156,14 +205,14 @@ class Storage:
         with self.failures("read", absent=True):
             if self.local:
                 return open(self._path(name), "rb")
-            file: BinaryIO = self._fs.open(self._path(name), "rb", cache_type="readahead", block_size=2**20)
-            return file
+            file = self._fs.open(self._path(name), "rb", cache_type="readahead", block_size=2**20)
+            return cast(BinaryIO, _Source(self, file))
 
     def list(self, prefix: str) -> Iterator[Entry]:
         """The files below a folder named with its slash ("commits/"), at any depth, in no certain order."""
         if self.local:
             yield from self._walk(prefix)
-        elif self.protocol in ("s3", "s3a"):
+        elif self.protocol in S3:
             yield from self._pages(prefix)
         else:
             with self.failures("listed"):
@@ -237,7 +286,7 @@ class Storage:
 
     def _conditional_put(self, name: str, data: bytes) -> bool:
         # A multipart upload would be conditional at its completion, which some servers ignore: one PUT.
-        single = {"chunksize": 5 * 2**30} if self.protocol in ("s3", "s3a") else {}
+        single = {"chunksize": 5 * 2**30} if self.protocol in S3 else {}
         for attempt in range(8):
             try:
                 self._fs.pipe_file(self._path(name), data, mode="create", **single)
@@ -304,7 +353,9 @@ class Storage:
 
     def _translated(self, error: Exception, what: str) -> StorageError:
         code = error.errno if isinstance(error, OSError) else None
-        if code in _FULL:
+        if _error_code(error) in EXPIRED:
+            cure = "the credentials have expired: renew them, then run the same command again"
+        elif code in _FULL:
             cure = "the storage is full: free space or move the store, then run the same command again"
         elif code in _DENIED or isinstance(error, PermissionError):
             cure = "permission denied or read-only: give this user the right to write there, or another URL"
@@ -335,6 +386,35 @@ class _Sink:
             return self._file.write(data)
 
 
+class _Source(io.RawIOBase):
+    """A remote file that is read in parts: that it cannot be reached is no flaw of what is in it."""
+
+    def __init__(self, storage: Storage, file: Any) -> None:
+        super().__init__()
+        self._storage, self._file = storage, file
+
+    def read(self, size: int = -1, /) -> bytes:
+        with self._storage.failures("read"):
+            data: bytes = self._file.read(size)
+            return data
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET, /) -> int:
+        return int(self._file.seek(offset, whence))
+
+    def tell(self) -> int:
+        return int(self._file.tell())
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
+
+
 def _secrets(options: Mapping[str, Any]) -> Iterator[str]:
     for name, value in options.items():
         if isinstance(value, Mapping):
@@ -345,11 +425,20 @@ def _secrets(options: Mapping[str, Any]) -> Iterator[str]:
 
 def _http_status(error: OSError) -> int | None:
     """The HTTP status behind an error of s3fs: its own translation of it depends on the server."""
-    response = getattr(error.__cause__, "response", None)
-    if not isinstance(response, Mapping):
-        return None
-    status = response.get("ResponseMetadata", {}).get("HTTPStatusCode")
+    status = _response(error).get("ResponseMetadata", {}).get("HTTPStatusCode")
     return status if isinstance(status, int) else None
+
+
+def _error_code(error: Exception) -> str | None:
+    """The S3 server's word for it, for example "SlowDown"."""
+    code = _response(error).get("Error", {}).get("Code")
+    return code if isinstance(code, str) else None
+
+
+def _response(error: Exception) -> Mapping[str, Any]:
+    """The answer behind an error of s3fs, empty if there was none."""
+    response = getattr(error.__cause__, "response", None)
+    return response if isinstance(response, Mapping) else {}
 
 
 def _unix(info: Mapping[str, Any]) -> float:

@@ -7,6 +7,7 @@ out in `containers`, what rows mean is in `rows`. docs/format.md says all of it 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import re
@@ -281,7 +282,7 @@ class Store:
         between the upload of its shard and its commit record. delete: False only lists.
         """
         before = time.time() - grace_seconds
-        manifest = self._newest()
+        manifest = self._latest()
         live = {f"{commit.unit}-{commit.attempt}" for commit in self._records(sorted(self._record_units()))}
         live.update(self._newest().attempts())
         names = []
@@ -326,12 +327,20 @@ class Store:
             names = [entry.name for entry in self.storage.list("manifest/")]
             numbers = [int(found[1]) for name in names if (found := _MANIFEST.fullmatch(name))]
             newest = max(numbers, default=0)
-            if newest != self._manifest.number:
+            if newest > self._manifest.number:  # fewer are listed than are known where listings lag behind
                 try:
                     self._manifest = Manifest(self.storage, newest, self.spec.fingerprint)
                 except FileNotFoundError:
                     continue  # a newer one has replaced it since the listing
             return self._manifest
+
+    def _latest(self) -> Manifest:
+        """The same on storage whose listings lag behind: manifests that are not listed yet are asked for."""
+        self._newest()
+        with contextlib.suppress(FileNotFoundError):
+            while True:
+                self._manifest = Manifest(self.storage, self._manifest.number + 1, self.spec.fingerprint)
+        return self._manifest
 
     def _record_units(self) -> set[str]:
         names = (_RECORD.fullmatch(entry.name) for entry in self.storage.list("commits/"))

@@ -46,8 +46,8 @@ class Quarantined:
     """A record, or one view of it, that has no target, and why.
 
     view: None when the record failed as a whole. code: a short stable word ("empty", "undecodable",
-    "too_large", "teacher_failed", "non_finite", "duplicate"); reason: a sentence. "empty" records are not
-    counted as failures.
+    "too_large", "teacher_failed", "killed", "non_finite", "duplicate"); reason: a sentence. "empty" records
+    are not counted as failures.
     """
 
     key: str

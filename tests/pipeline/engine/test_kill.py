@@ -9,12 +9,9 @@ import contextlib
 import os
 import random
 import signal
-import subprocess
-import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -25,27 +22,12 @@ from pipeline.job import LabelJob
 from pipeline.prepare import prepare
 from pipeline.targets.rows import Rows
 from pipeline.targets.store import Store
+from tests.pipeline.engine.drivers import labelling
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 
 MakeJob = Callable[..., LabelJob]
 Whole = Callable[[Store], None]
-
-LABEL = """
-import sys, threading
-from pipeline.engine.base import Started
-from pipeline.job import LabelJob
-from pipeline.targets.store import Store
-job = LabelJob.model_validate_json(open(sys.argv[1]).read())
-if job.label.engine == "local":
-    from pipeline.engine.local import Local as Engine
-else:
-    from pipeline.engine.ray import RayEngine as Engine
-store = Store.open(job.store.url)
-for event in Engine().run(job, store.pending(), threading.Event()):
-    if isinstance(event, Started):
-        print("started", event.pid, flush=True)
-"""
 
 
 @pytest.fixture
@@ -104,28 +86,6 @@ def as_uninterrupted(job_of: Callable[..., LabelJob], whole: Whole) -> Callable[
                 )
 
     return check
-
-
-@contextmanager
-def labelling(job: LabelJob, folder: Path) -> Iterator[subprocess.Popen[str]]:
-    """The job in a process of its own, from when its first replica has started. Killed at the end."""
-    path = folder / "job.json"
-    path.write_text(job.model_dump_json())
-    process = subprocess.Popen(
-        [sys.executable, "-c", LABEL, str(path)],
-        stdout=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
-    assert process.stdout is not None
-    process.stdout.readline()  # "started", or nothing if there was nothing to do
-    try:
-        yield process
-    finally:
-        process.kill()
-        process.wait()
-        process.stdout.close()
 
 
 def in_session(leader: int) -> list[int]:

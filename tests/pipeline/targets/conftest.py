@@ -160,12 +160,12 @@ def kit(container: Container) -> Kit:
     return Kit(container)
 
 
-@pytest.fixture(params=["local", "s3"])
+@pytest.fixture(params=["local", "s3", pytest.param("ceph", marks=pytest.mark.ceph)])
 def place(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[str, dict[str, Any]]:
-    """Where a store may be, and the options to reach it: a directory, and a bucket of a real S3 server."""
+    """Where a store may be, and the options to reach it: a directory, and a bucket of each S3 server."""
     if request.param == "local":
         return str(tmp_path / "store"), {}
-    bucket: tuple[str, dict[str, Any]] = request.getfixturevalue("s3_bucket_url")
+    bucket: tuple[str, dict[str, Any]] = request.getfixturevalue(f"{request.param}_bucket_url")
     return bucket
 
 
