@@ -6,13 +6,21 @@ from pydantic import Field
 
 from pipeline.teachers.base import Batch, Output, Teacher, TeacherConfig
 from pipeline.teachers.causal_lm import CausalLM
-from pipeline.teachers.classifiers import ImageClassifier, SequenceClassifier
+from pipeline.teachers.classifiers import AudioClassifier, ImageClassifier, SequenceClassifier
+from pipeline.teachers.encoder import Encoder
 from pipeline.teachers.ensemble import Ensemble
 from pipeline.teachers.fake import Fake
 from pipeline.teachers.torch_callable import TorchCallable
 
 AnyTeacher = Annotated[
-    CausalLM | ImageClassifier | SequenceClassifier | TorchCallable | Ensemble | Fake,
+    CausalLM
+    | Encoder
+    | AudioClassifier
+    | ImageClassifier
+    | SequenceClassifier
+    | TorchCallable
+    | Ensemble
+    | Fake,
     Field(discriminator="kind"),
 ]
 
@@ -20,8 +28,10 @@ Ensemble.model_rebuild(_types_namespace={"AnyTeacher": AnyTeacher})
 
 __all__ = [
     "AnyTeacher",
+    "AudioClassifier",
     "Batch",
     "CausalLM",
+    "Encoder",
     "Ensemble",
     "Fake",
     "ImageClassifier",
