@@ -8,6 +8,7 @@ from pipeline.teachers.base import Batch, Output, Teacher, TeacherConfig
 from pipeline.teachers.causal_lm import CausalLM
 from pipeline.teachers.classifiers import AudioClassifier, ImageClassifier, SequenceClassifier
 from pipeline.teachers.encoder import Encoder
+from pipeline.teachers.endpoint import Endpoint
 from pipeline.teachers.ensemble import Ensemble
 from pipeline.teachers.fake import Fake
 from pipeline.teachers.torch_callable import TorchCallable
@@ -18,6 +19,7 @@ AnyTeacher = Annotated[
     | AudioClassifier
     | ImageClassifier
     | SequenceClassifier
+    | Endpoint
     | TorchCallable
     | Ensemble
     | Fake,
@@ -32,6 +34,7 @@ __all__ = [
     "Batch",
     "CausalLM",
     "Encoder",
+    "Endpoint",
     "Ensemble",
     "Fake",
     "ImageClassifier",
