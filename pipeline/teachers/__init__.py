@@ -11,7 +11,9 @@ from pipeline.teachers.encoder import Encoder
 from pipeline.teachers.endpoint import Endpoint
 from pipeline.teachers.ensemble import Ensemble
 from pipeline.teachers.fake import Fake
+from pipeline.teachers.image_text import ImageText
 from pipeline.teachers.torch_callable import TorchCallable
+from pipeline.teachers.two_towers import TwoTowers
 
 AnyTeacher = Annotated[
     CausalLM
@@ -19,6 +21,8 @@ AnyTeacher = Annotated[
     | AudioClassifier
     | ImageClassifier
     | SequenceClassifier
+    | TwoTowers
+    | ImageText
     | Endpoint
     | TorchCallable
     | Ensemble
@@ -38,9 +42,11 @@ __all__ = [
     "Ensemble",
     "Fake",
     "ImageClassifier",
+    "ImageText",
     "Output",
     "SequenceClassifier",
     "Teacher",
     "TeacherConfig",
     "TorchCallable",
+    "TwoTowers",
 ]

@@ -58,11 +58,14 @@ class AudioClassifier(Pretrained):
     """An audio classifier from a transformers directory. Head: "logits"; input: "audio", or the only array.
 
     The array is what the model is trained on, float32: a waveform [samples] (wav2vec 2.0, HuBERT, WavLM) or a
-    spectrogram (AST: [frames, bands]; Whisper: [bands, frames]). Views make it; the teacher changes nothing.
+    spectrogram [bands, frames] (Whisper, AST). Views make it; the teacher scales nothing.
     """
 
     kind: Literal["audio_classifier"] = "audio_classifier"
     """An audio classifier."""
+
+    frames_first: bool = False
+    """Whether the model takes spectrograms as [frames, bands], as AST does."""
 
     def load(self) -> AudioClassifierTeacher:
         return AudioClassifierTeacher(self)
@@ -73,6 +76,8 @@ class AudioClassifierTeacher:
 
     def __init__(self, config: AudioClassifier) -> None:
         self.model, self.device, self.description = load_pretrained(config, "AutoModelForAudioClassification")
+        self.frames_first = config.frames_first
+        self.description["frames_first"] = config.frames_first
         self.outputs = {"logits": Output(int(self.model.config.num_labels), "single")}
 
     def __call__(self, batch: Batch) -> Mapping[str, torch.Tensor]:
@@ -83,7 +88,7 @@ class AudioClassifierTeacher:
             logits: torch.Tensor = self.model(**{name: sound}).logits
             return logits
 
-        return {"logits": sound_by_length(batch, self.device, self.model.dtype, forward)}
+        return {"logits": sound_by_length(batch, self.device, self.model.dtype, forward, self.frames_first)}
 
 
 class SequenceClassifier(Pretrained):

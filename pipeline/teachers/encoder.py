@@ -44,6 +44,9 @@ class Encoder(Pretrained):
     layout: Layout = "channels_first"
     """Of images: whether an array of the corpus is [C, H, W] or [H, W, C]."""
 
+    frames_first: bool = False
+    """Of sounds: whether the model takes spectrograms as [frames, bands], as AST does."""
+
     def load(self) -> EncoderTeacher:
         return EncoderTeacher(self)
 
@@ -67,6 +70,8 @@ class EncoderTeacher:
         elif self.input == "pixel_values":
             self.description["layout"] = config.layout
             self.pixels = Pixels(folder, config.layout, self.device, self.model.dtype)
+        else:
+            self.description["frames_first"] = config.frames_first
         self.outputs = {"embedding": Output(self._size(), "single")}
 
     def __call__(self, batch: Batch) -> Mapping[str, torch.Tensor]:
@@ -84,6 +89,7 @@ class EncoderTeacher:
                     self.device,
                     self.model.dtype,
                     lambda sound: self._pooled(self._hidden(**{self.input: sound})),
+                    self.config.frames_first,
                 )
             if self.config.normalize:
                 vectors = torch.nn.functional.normalize(vectors, dim=-1)

@@ -163,9 +163,14 @@ def normalisation(folder: str) -> tuple[float, list[float], list[float]]:
 
 
 def sound_by_length(
-    batch: Batch, device: torch.device, dtype: torch.dtype, forward: Callable[[torch.Tensor], torch.Tensor]
+    batch: Batch,
+    device: torch.device,
+    dtype: torch.dtype,
+    forward: Callable[[torch.Tensor], torch.Tensor],
+    frames_first: bool = False,
 ) -> torch.Tensor:
-    """`forward` of the views' sounds, [n, samples] or [n, frames, bands], as one tensor [views, …].
+    """`forward` of the views' sounds, [n, samples] or [n, bands, frames], as one tensor [views, …].
+    frames_first: give it spectrograms as [n, frames, bands].
 
     Sounds of different lengths are never padded together: a model that normalises over time would hear the
     silence. Raises UserError for a sound that is not float32.
@@ -184,7 +189,8 @@ def sound_by_length(
 
     def part(rows: npt.NDArray[np.int64]) -> torch.Tensor:
         some = sound[rows, : int(lengths[rows[0]])]
-        return forward(tensor(np.ascontiguousarray(some), device).to(dtype))
+        heard = tensor(np.ascontiguousarray(some), device).to(dtype)
+        return forward(heard.transpose(1, 2) if frames_first else heard)
 
     with torch.inference_mode():
         return by_length(np.asarray(lengths), part)
