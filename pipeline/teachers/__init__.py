@@ -12,6 +12,7 @@ from pipeline.teachers.endpoint import Endpoint
 from pipeline.teachers.ensemble import Ensemble
 from pipeline.teachers.fake import Fake
 from pipeline.teachers.image_text import ImageText
+from pipeline.teachers.timm_model import Timm
 from pipeline.teachers.torch_callable import TorchCallable
 from pipeline.teachers.two_towers import TwoTowers
 
@@ -21,6 +22,7 @@ AnyTeacher = Annotated[
     | AudioClassifier
     | ImageClassifier
     | SequenceClassifier
+    | Timm
     | TwoTowers
     | ImageText
     | Endpoint
@@ -47,6 +49,7 @@ __all__ = [
     "SequenceClassifier",
     "Teacher",
     "TeacherConfig",
+    "Timm",
     "TorchCallable",
     "TwoTowers",
 ]

@@ -10,7 +10,15 @@ import numpy.typing as npt
 
 from pipeline.teachers.base import Batch, Output
 from pipeline.teachers.devices import tensor
-from pipeline.teachers.inputs import Layout, Pixels, SpecialTokens, by_length, padded, sound_by_length
+from pipeline.teachers.inputs import (
+    Layout,
+    Pixels,
+    SpecialTokens,
+    by_length,
+    normalisation,
+    padded,
+    sound_by_length,
+)
 from pipeline.teachers.pretrained import Pretrained, check_tokens, load_pretrained
 from pipeline.teachers.weights import model_directory
 
@@ -44,7 +52,8 @@ class ImageClassifierTeacher:
         self.model, self.device, self.description = load_pretrained(config, "AutoModelForImageClassification")
         self.description["layout"] = config.layout
         self.outputs = {"logits": Output(int(self.model.config.num_labels), "single")}
-        self.pixels = Pixels(model_directory(config.path), config.layout, self.device, self.model.dtype)
+        folder = model_directory(config.path)
+        self.pixels = Pixels(normalisation(folder), config.layout, self.device, self.model.dtype)
 
     def __call__(self, batch: Batch) -> Mapping[str, torch.Tensor]:
         """Logits [views, V] in the model's dtype."""

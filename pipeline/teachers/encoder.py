@@ -10,7 +10,7 @@ import numpy as np
 from pipeline.targets.errors import TeacherError, UserError
 from pipeline.teachers.base import Batch, Output
 from pipeline.teachers.devices import tensor
-from pipeline.teachers.inputs import Layout, Pixels, SpecialTokens, padded, sound_by_length
+from pipeline.teachers.inputs import Layout, Pixels, SpecialTokens, normalisation, padded, sound_by_length
 from pipeline.teachers.pretrained import Pretrained, check_tokens, load_pretrained
 from pipeline.teachers.weights import model_directory
 
@@ -69,7 +69,7 @@ class EncoderTeacher:
             self.special = SpecialTokens.of(folder)
         elif self.input == "pixel_values":
             self.description["layout"] = config.layout
-            self.pixels = Pixels(folder, config.layout, self.device, self.model.dtype)
+            self.pixels = Pixels(normalisation(folder), config.layout, self.device, self.model.dtype)
         else:
             self.description["frames_first"] = config.frames_first
         self.outputs = {"embedding": Output(self._size(), "single")}

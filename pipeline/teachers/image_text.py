@@ -10,7 +10,7 @@ import numpy as np
 from pipeline.targets.errors import TeacherError, UserError
 from pipeline.teachers.base import Batch, Output
 from pipeline.teachers.devices import tensor
-from pipeline.teachers.inputs import Layout, Pixels, SpecialTokens, tokens_of
+from pipeline.teachers.inputs import Layout, Pixels, SpecialTokens, normalisation, tokens_of
 from pipeline.teachers.pretrained import Pretrained, check_tokens, load_pretrained
 from pipeline.teachers.weights import model_directory
 
@@ -56,7 +56,7 @@ class ImageTextTeacher:
             )
         folder = model_directory(config.path)
         self.before = SpecialTokens.of(folder).before
-        self.pixels = Pixels(folder, config.layout, self.device, self.model.dtype)
+        self.pixels = Pixels(normalisation(folder), config.layout, self.device, self.model.dtype)
         self.outputs = {"logits": Output(int(head.weight.shape[0]), "next_token")}
         self._places: dict[tuple[int, ...], int] = {}
 

@@ -120,16 +120,20 @@ def by_length(
     return out
 
 
+Scaling = tuple[float, list[float], list[float]]
+"""Factor, and means and deviations of the channels (one stands for all)."""
+
+
 class Pixels:
     """Images as a model takes them.
 
-    float32 arrays stay as they are. uint8 arrays are rescaled and normalised as the directory's
-    preprocessor_config.json says (divided by 255 if it has none). Sizes are never changed.
+    float32 arrays stay as they are. Of uint8 arrays, a pixel x becomes (x·factor - mean) / std. Sizes are
+    never changed.
     """
 
-    def __init__(self, folder: str, layout: Layout, device: torch.device, dtype: torch.dtype) -> None:
+    def __init__(self, scaling: Scaling, layout: Layout, device: torch.device, dtype: torch.dtype) -> None:
         self.layout, self.device, self.dtype = layout, device, dtype
-        self.factor, self.mean, self.std = normalisation(folder)
+        self.factor, self.mean, self.std = scaling
 
     def of(self, batch: Batch) -> torch.Tensor:
         """[views, C, H, W] in the model's dtype. Raises UserError for views without an image."""
@@ -149,8 +153,8 @@ class Pixels:
         return pixels.to(self.dtype)
 
 
-def normalisation(folder: str) -> tuple[float, list[float], list[float]]:
-    """Factor, means and deviations of preprocessor_config.json: a pixel x becomes (x·factor - mean) / std."""
+def normalisation(folder: str) -> Scaling:
+    """As the directory's preprocessor_config.json says; a division by 255 if it has none."""
     path = os.path.join(folder, "preprocessor_config.json")
     said: dict[str, Any] = {}
     if os.path.isfile(path):

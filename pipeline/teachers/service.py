@@ -172,4 +172,4 @@ def retry_after(value: str) -> float:
         return 0.0
     if when.tzinfo is None:
         when = when.replace(tzinfo=UTC)
-    return max((when - datetime.now(UTC)).total_seconds(), 0.0)
+    return float(max((when - datetime.now(UTC)).total_seconds(), 0.0))

@@ -10,7 +10,7 @@ from pydantic import Field
 from pipeline.targets.errors import TeacherError
 from pipeline.teachers.base import Batch, Output
 from pipeline.teachers.devices import tensor
-from pipeline.teachers.inputs import Layout, Pixels, SpecialTokens, padded
+from pipeline.teachers.inputs import Layout, Pixels, SpecialTokens, normalisation, padded
 from pipeline.teachers.pretrained import Pretrained, check_tokens, load_pretrained
 from pipeline.teachers.weights import model_directory
 
@@ -59,9 +59,9 @@ class TwoTowersTeacher:
         self.config, folder = config, model_directory(config.path)
         self.description |= {"normalize": config.normalize, "layout": config.layout}
         self.special = SpecialTokens.of(folder)
-        self.pixels = Pixels(folder, config.layout, self.device, self.model.dtype)
+        self.pixels = Pixels(normalisation(folder), config.layout, self.device, self.model.dtype)
         size = getattr(self.model.config, "projection_dim", None) or self.model.config.text_config.hidden_size
-        self.outputs = {tower: Output(int(size), "single") for tower in config.towers}
+        self.outputs: dict[str, Output] = {tower: Output(int(size), "single") for tower in config.towers}
         self.whole = self.model.config.model_type in FULL_LENGTH
 
     def __call__(self, batch: Batch) -> Mapping[str, torch.Tensor]:
@@ -70,7 +70,9 @@ class TwoTowersTeacher:
 
         asked = {"image": self._image, "text": self._text}
         with torch.inference_mode():
-            vectors = {tower: asked[tower](batch).float() for tower in self.config.towers}
+            vectors: dict[str, torch.Tensor] = {
+                tower: asked[tower](batch).float() for tower in self.config.towers
+            }
             if self.config.normalize:
                 return {name: torch.nn.functional.normalize(found, dim=-1) for name, found in vectors.items()}
             return vectors
