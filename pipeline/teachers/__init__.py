@@ -12,6 +12,7 @@ from pipeline.teachers.endpoint import Endpoint
 from pipeline.teachers.ensemble import Ensemble
 from pipeline.teachers.fake import Fake
 from pipeline.teachers.image_text import ImageText
+from pipeline.teachers.specialists import Specialist, Specialists
 from pipeline.teachers.timm_model import Timm
 from pipeline.teachers.torch_callable import TorchCallable
 from pipeline.teachers.two_towers import TwoTowers
@@ -28,11 +29,13 @@ AnyTeacher = Annotated[
     | Endpoint
     | TorchCallable
     | Ensemble
+    | Specialists
     | Fake,
     Field(discriminator="kind"),
 ]
 
-Ensemble.model_rebuild(_types_namespace={"AnyTeacher": AnyTeacher})
+for nested in (Ensemble, Specialist, Specialists):
+    nested.model_rebuild(_types_namespace={"AnyTeacher": AnyTeacher})
 
 __all__ = [
     "AnyTeacher",
@@ -47,6 +50,7 @@ __all__ = [
     "ImageText",
     "Output",
     "SequenceClassifier",
+    "Specialists",
     "Teacher",
     "TeacherConfig",
     "Timm",

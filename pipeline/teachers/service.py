@@ -158,7 +158,7 @@ class Service:
 
 def backoff(attempt: int) -> float:
     """Seconds to wait after an attempt, the first being 0."""
-    longest = min(FIRST_WAIT * 2**attempt, LONGEST_WAIT)
+    longest = min(FIRST_WAIT * 2.0**attempt, LONGEST_WAIT)
     return longest / 2 + random.uniform(0, longest / 2)
 
 
@@ -172,4 +172,4 @@ def retry_after(value: str) -> float:
         return 0.0
     if when.tzinfo is None:
         when = when.replace(tzinfo=UTC)
-    return float(max((when - datetime.now(UTC)).total_seconds(), 0.0))
+    return max((when - datetime.now(UTC)).total_seconds(), 0.0)
