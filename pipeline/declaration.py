@@ -12,6 +12,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from pipeline.targets.codecs import Codebooks, Codec
+from pipeline.targets.codecs.ranking import RankingCodec
 from pipeline.targets.errors import ConfigError, SpecMismatch
 from pipeline.targets.spec import TOKENS, Head, Spec, Vocabulary
 from pipeline.targets.strict import nearest
@@ -41,6 +42,8 @@ def specify(
             )
         codec = wanted if isinstance(wanted, Codec) else _learned(name, wanted, books)
         heads.append(_head(name, output, codec, renderer.vocabulary))
+        if output.likeliest is not None:
+            _check_told(heads[-1], output.likeliest)
         if codec.of == "embeddings" and teacher.description.get("average") == "probabilities":
             raise ConfigError(
                 f'teacher.average: the head "{name}" is stored as an embedding and has no probabilities: '
@@ -86,6 +89,23 @@ def _head(name: str, output: Output, codec: Codec, vocabulary: Vocabulary | None
     except ValueError as error:
         raise ConfigError(f"store.heads.{name}: {error}") from error
     return Head(name, size, output.positions, codec)
+
+
+def _check_told(head: Head, told: int) -> None:
+    """Raises ConfigError for a codec that needs more than the likeliest classes of a distribution."""
+    codec = head.codec
+    if not isinstance(codec, RankingCodec):
+        wrong = f"the codec {codec.kind} is made of all"
+    elif min(codec.k, head.size) > told:
+        wrong = f"k is {codec.k}"
+    elif codec.betas != (1.0,) or codec.slopes:
+        wrong = "the tail at other betas than 1 is not known"
+    else:
+        return
+    raise ConfigError(
+        f"store.heads.{head.name}: the teacher tells only the {told} likeliest of its classes, and {wrong}: "
+        f"use topk or topp with k of at most {told} and betas [1.0]"
+    )
 
 
 def _learned(name: str, wanted: LearnedCodebooks, books: Mapping[str, Codebooks]) -> Codebooks:

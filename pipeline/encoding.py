@@ -24,11 +24,13 @@ from pipeline.targets.codecs.base import (
     take,
     uniforms,
 )
+from pipeline.targets.codecs.ranking import RankingCodec
 from pipeline.targets.decoded import EmbeddingTargets
 from pipeline.targets.ragged import Ragged
 from pipeline.targets.rows import Rows
 from pipeline.targets.spec import TOKENS, Head, Spec
 from pipeline.targets.unit import Quarantined
+from pipeline.teachers.likeliest import Likeliest
 
 CPU_ELEMENTS = 2**21
 """Logits computed and encoded at a time on a CPU: they stay in its cache."""
@@ -86,6 +88,8 @@ def _encode_head(
     counts = _counts(head, batch.lengths[views])
     view, position = np.repeat(views, counts), ranges(np.zeros_like(counts), counts)
     length = logits.shape[1] if head.positions == "next_token" else 1
+    if isinstance(logits, Likeliest):
+        return _encode_told(logits, head, view * length + position, view, means)
     places = torch.from_numpy(view * length + position).to(logits.device)
     randoms = _uniforms(seed, head, [answer.part.items[i] for i in views.tolist()], counts)
     labels = batch.inputs[TOKENS][view, position + 1] if head.positions == "next_token" else None
@@ -126,6 +130,27 @@ def _encode_head(
                     means.add(head.name, fidelity(some, decoded.vectors), len(measured))
         start = chunk.stop
     return concatenate(parts, head.codec.layout(head.size)), lost
+
+
+def _encode_told(
+    logits: Likeliest,
+    head: Head,
+    places: npt.NDArray[np.int64],
+    view: npt.NDArray[np.int64],
+    means: Means,
+) -> tuple[Encoded, set[int]]:
+    """The same where the teacher tells only the likeliest classes: the entropy is not known then."""
+    codec = head.codec
+    assert isinstance(codec, RankingCodec)  # no store is declared with another
+    try:
+        encoded = codec.encode_ranked(logits.ranked(places, min(codec.k, head.size)), head.size)
+    except NonFiniteLogits as error:
+        return concatenate([], codec.layout(head.size)), set(view[error.rows].tolist())
+    means.add(head.name, codec.statistics(encoded, head.size), len(places))
+    nll = -logits.own.reshape(-1)[places]
+    if len(finite := nll[np.isfinite(nll)]):
+        means.add(head.name, {"label_nll": float(finite.mean())}, len(finite))
+    return encoded, set()
 
 
 def _uniforms(seed: int, head: Head, items: Sequence[Item], counts: npt.NDArray[np.int64]) -> Array:

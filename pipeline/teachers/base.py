@@ -22,12 +22,14 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class Output:
     """A head that a teacher offers. size: classes V, the width of its logits. padded: whether some members of
-    an ensemble have more than these, which only logits beyond the tokenizer's ids may.
+    an ensemble have more than these, which only logits beyond the tokenizer's ids may. likeliest: how many of
+    the likeliest classes it tells, as `Likeliest`; None: logits of all.
     """
 
     size: int
     positions: Positions
     padded: bool = False
+    likeliest: int | None = None
 
 
 @dataclass(frozen=True)

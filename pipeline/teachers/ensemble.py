@@ -41,6 +41,12 @@ class EnsembleTeacher:
         self.average: Average = config.average
         self.members: list[Teacher] = [member.load() for member in config.members]
         self.outputs: dict[str, Output] = dict(self.members[0].outputs)
+        for i, member in enumerate(self.members, start=1):
+            if any(output.likeliest is not None for output in member.outputs.values()):
+                raise UserError(
+                    f"member {i} of the ensemble tells its likeliest classes only, and what it says of the "
+                    "others cannot be averaged: label with it alone"
+                )
         for i, member in enumerate(self.members[1:], start=2):
             if not _alike(member.outputs, self.members[0].outputs):
                 raise UserError(

@@ -35,10 +35,13 @@ class Pretrained(TeacherConfig):
     """The attention implementation of transformers; by default its own choice for the model."""
 
 
-def load_pretrained(config: Pretrained, auto_class: str) -> tuple[Any, torch.device, dict[str, Any]]:
+def load_pretrained(
+    config: Pretrained, auto_class: str, unused: tuple[str, ...] = ()
+) -> tuple[Any, torch.device, dict[str, Any]]:
     """The model in evaluation mode on its device, and its description for the spec.
 
-    auto_class: for example "AutoModelForCausalLM". Raises UserError when the path is no model directory,
+    auto_class: for example "AutoModelForCausalLM". unused: how the names of weights begin that may be absent
+    from the files, for nothing of theirs is asked. Raises UserError when the path is no model directory,
     TeacherError when the model does not load, or when the files lack some of its weights: transformers would
     draw those at random and only warn.
     """
@@ -62,7 +65,7 @@ def load_pretrained(config: Pretrained, auto_class: str) -> tuple[Any, torch.dev
     except Exception as error:
         reason = str(error).strip().partition("\n")[0]
         raise TeacherError(f"{config.path} does not load as {auto_class}: {reason}") from error
-    missing = sorted(info["missing_keys"])
+    missing = sorted(key for key in info["missing_keys"] if not key.startswith(unused))
     if missing:
         raise TeacherError(
             f"{config.path} lacks weights that {type(model).__name__} needs ({', '.join(missing[:3])}"

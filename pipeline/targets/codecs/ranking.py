@@ -7,6 +7,7 @@ taken as 1 - sum of the head, which loses every digit when the head has nearly a
 from __future__ import annotations
 
 import itertools
+from abc import abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.targets.codecs.base import Array, NonFiniteLogits, chunks
+from pipeline.targets.codecs.base import Array, Codec, Encoded, NonFiniteLogits, chunks
 
 if TYPE_CHECKING:
     import torch
@@ -37,6 +38,28 @@ class Ranked:
     log_probs: Floats
     tail_log_mass: Floats
     tail_slope: Floats
+
+
+class RankingCodec(Codec):
+    """A codec that stores some of the likeliest classes, k at most, and the tail."""
+
+    k: int
+    betas: tuple[float, ...]
+    slopes: bool
+
+    def encode(self, logits: Array, uniforms: Array) -> Encoded:
+        """See `Codec.encode`."""
+        size = logits.shape[1]
+        return self.encode_ranked(rank(logits, min(self.k, size), self.betas), size)
+
+    def encode_torch(self, logits: torch.Tensor, uniforms: Array) -> Encoded:
+        """As near to `encode` as `rank_torch` says: the same ids, all else before it is rounded."""
+        size = logits.shape[1]
+        return self.encode_ranked(rank_torch(logits, min(self.k, size), self.betas, self.slopes), size)
+
+    @abstractmethod
+    def encode_ranked(self, ranked: Ranked, size: int) -> Encoded:
+        """The same of classes that are ranked already, min(k, V) of each target, and the tail at `betas`."""
 
 
 def checked(k: int, betas: Iterable[float], dtype: str, slopes: bool) -> tuple[float, ...]:

@@ -8,20 +8,17 @@ betas: see `pipeline.targets.tail`.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
-from pipeline.targets.codecs.base import Array, Codec, Encoded, Field, id_dtype
-from pipeline.targets.codecs.ranking import DTYPES, Ranked, checked, rank, rank_torch
+from pipeline.targets.codecs.base import Encoded, Field, id_dtype
+from pipeline.targets.codecs.ranking import DTYPES, Ranked, RankingCodec, checked
 from pipeline.targets.decoded import TopKTargets
-
-if TYPE_CHECKING:
-    import torch
 
 
 @dataclass(frozen=True)
-class TopK(Codec):
+class TopK(RankingCodec):
     """The k largest logits of a target (all of them when k > V), equal ones by ascending id.
 
     A class that the teacher excludes (-inf) has log-probability -inf, and so has in float16 one below -65504.
@@ -64,17 +61,8 @@ class TopK(Codec):
         )
         return fields if self.slopes else fields[:-1]
 
-    def encode(self, logits: Array, uniforms: Array) -> Encoded:
-        """See `Codec.encode`."""
-        size = logits.shape[1]
-        return self._stored(rank(logits, min(self.k, size), self.betas), size)
-
-    def encode_torch(self, logits: torch.Tensor, uniforms: Array) -> Encoded:
-        """The ids of `encode` exactly, all else as near to it, before it is rounded, as `rank_torch` says."""
-        size = logits.shape[1]
-        return self._stored(rank_torch(logits, min(self.k, size), self.betas, self.slopes), size)
-
-    def _stored(self, ranked: Ranked, size: int) -> Encoded:
+    def encode_ranked(self, ranked: Ranked, size: int) -> Encoded:
+        """See `RankingCodec.encode_ranked`."""
         columns = (ranked.ids, ranked.log_probs, ranked.tail_log_mass, ranked.tail_slope)
         with np.errstate(over="ignore"):
             return {

@@ -7,20 +7,17 @@ one. The tail is every class that is not stored, measured as top-k measures it.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
-from pipeline.targets.codecs.base import Array, Codec, Encoded, Field, count_dtype, id_dtype, offsets_of
-from pipeline.targets.codecs.ranking import DTYPES, Ranked, checked, rank, rank_torch, tilted
+from pipeline.targets.codecs.base import Array, Encoded, Field, count_dtype, id_dtype, offsets_of
+from pipeline.targets.codecs.ranking import DTYPES, Ranked, RankingCodec, checked, tilted
 from pipeline.targets.decoded import TopPTargets
-
-if TYPE_CHECKING:
-    import torch
 
 
 @dataclass(frozen=True)
-class TopP(Codec):
+class TopP(RankingCodec):
     """The fewest of the likeliest classes that have a probability of at least `p` together, at most `k`.
 
     Equal classes by ascending id. A class that the teacher excludes (-inf) is never stored.
@@ -63,19 +60,10 @@ class TopP(Codec):
         )
         return fields if self.slopes else fields[:-1]
 
-    def encode(self, logits: Array, uniforms: Array) -> Encoded:
-        """See `Codec.encode`."""
-        size = logits.shape[1]
-        return self._stored(rank(logits, min(self.k, size), self.betas), size)
-
-    def encode_torch(self, logits: torch.Tensor, uniforms: Array) -> Encoded:
-        """As near to `encode` as `rank_torch` says; where some of the likeliest classes have within 1e-6 of
-        `p`, rounding decides whether one more is kept.
+    def encode_ranked(self, ranked: Ranked, size: int) -> Encoded:
+        """See `RankingCodec.encode_ranked`. Where some of the likeliest classes have within 1e-6 of `p`,
+        rounding decides whether one more is kept.
         """
-        size = logits.shape[1]
-        return self._stored(rank_torch(logits, min(self.k, size), self.betas, self.slopes), size)
-
-    def _stored(self, ranked: Ranked, size: int) -> Encoded:
         possible = (ranked.log_probs > -np.inf).sum(axis=1)
         short = np.exp(ranked.log_probs).cumsum(axis=1) < self.p
         count = np.minimum(short.sum(axis=1) + 1, possible)

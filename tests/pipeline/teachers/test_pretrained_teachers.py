@@ -8,19 +8,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 import torch
 import transformers
 
 from pipeline.targets.errors import TeacherError, UserError
-from pipeline.teachers import Batch, CausalLM, ImageClassifier, SequenceClassifier
+from pipeline.teachers import AudioClassifier, Batch, CausalLM, ImageClassifier, SequenceClassifier
 from pipeline.teachers.base import Output
 from pipeline.teachers.causal_lm import find_projection
 from pipeline.teachers.logits import Projected
-
-VOCABULARY = 97
-TINY = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+from tests.pipeline.teachers.tiny import TINY, VOCABULARY, add_special_tokens, array_batch, save
+from tests.pipeline.teachers.tiny import token_batch as batch
 
 
 def language_model(architecture: str) -> Any:
@@ -41,19 +39,6 @@ def language_model(architecture: str) -> Any:
         if parameter.ndim > 1:
             torch.nn.init.normal_(parameter, std=0.3)
     return model.eval()
-
-
-def save(model: Any, folder: Path) -> str:
-    model.save_pretrained(folder)
-    return str(folder)
-
-
-def batch(rows: list[list[int]]) -> Batch:
-    lengths = np.array([len(row) for row in rows])
-    tokens = np.zeros((len(rows), lengths.max()), dtype=np.uint16)
-    for i, row in enumerate(rows):
-        tokens[i, : len(row)] = row
-    return Batch({"tokens": tokens}, lengths)
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gpt2", "qwen3", "mamba"])
@@ -253,10 +238,6 @@ def image_model(kind: str) -> Any:
     return transformers.AutoModelForImageClassification.from_config(config).eval()
 
 
-def images(array: npt.NDArray[Any]) -> Batch:
-    return Batch({"image": array}, np.ones(len(array), dtype=np.int64))
-
-
 @pytest.mark.parametrize("kind", ["vit", "resnet"])
 def test_float_images_go_to_the_model_as_they_are(tmp_path: Path, kind: str) -> None:
     model = image_model(kind)
@@ -265,7 +246,7 @@ def test_float_images_go_to_the_model_as_they_are(tmp_path: Path, kind: str) -> 
     assert teacher.outputs == {"logits": Output(7, "single")}
     with torch.no_grad():
         expected = model(pixel_values=torch.from_numpy(pixels)).logits
-    torch.testing.assert_close(teacher(images(pixels))["logits"], expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(teacher(array_batch(pixels))["logits"], expected, rtol=1e-5, atol=1e-5)
 
 
 def test_byte_images_are_normalised_as_the_directory_says(tmp_path: Path) -> None:
@@ -277,7 +258,7 @@ def test_byte_images_are_normalised_as_the_directory_says(tmp_path: Path) -> Non
 
     def logits() -> torch.Tensor:
         teacher = ImageClassifier(path=path, layout="channels_last", device="cpu").load()
-        return teacher(images(pixels))["logits"]
+        return teacher(array_batch(pixels))["logits"]
 
     scaled = pixels.transpose(0, 3, 1, 2) / 255
     with torch.no_grad():
@@ -287,6 +268,71 @@ def test_byte_images_are_normalised_as_the_directory_says(tmp_path: Path) -> Non
     torch.testing.assert_close(logits(), plain, rtol=1e-4, atol=1e-5)
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(said))
     torch.testing.assert_close(logits(), normal, rtol=1e-4, atol=1e-5)
+
+
+def test_an_image_among_several_inputs_is_the_one_called_pixels(tmp_path: Path) -> None:
+    teacher = ImageClassifier(path=save(image_model("vit"), tmp_path), device="cpu").load()
+    pixels = np.random.default_rng(0).normal(size=(2, 3, 8, 8)).astype(np.float32)
+    alone = teacher(array_batch(pixels, "anything"))["logits"]
+    torch.testing.assert_close(teacher(batch([[1, 2], [3]], pixels=pixels))["logits"], alone)
+    with pytest.raises(UserError, match=r"looks for the input 'pixels', and a view has \['a', 'b'\]"):
+        teacher(Batch({"a": pixels, "b": pixels}, np.ones(2, dtype=np.int64)))
+    with pytest.raises(UserError, match=r"images of three dimensions, and a view is \[8, 8\]"):
+        teacher(array_batch(pixels[:, 0]))
+
+
+def audio_model(kind: str) -> Any:
+    configs: dict[str, Any] = {
+        "wav2vec2": lambda: transformers.Wav2Vec2Config(
+            conv_dim=(16, 16), conv_stride=(4, 2), conv_kernel=(8, 4), num_feat_extract_layers=2,
+            num_conv_pos_embedding_groups=2, num_conv_pos_embeddings=4, classifier_proj_size=8,
+            num_labels=6, **TINY,
+        ),
+        "ast": lambda: transformers.ASTConfig(
+            patch_size=4, frequency_stride=4, time_stride=4, max_length=16, num_mel_bins=8, num_labels=6,
+            **TINY,
+        ),
+        "whisper": lambda: transformers.WhisperConfig(
+            vocab_size=VOCABULARY, num_mel_bins=8, d_model=32, encoder_layers=2, decoder_layers=2,
+            encoder_attention_heads=4, decoder_attention_heads=4, encoder_ffn_dim=48, decoder_ffn_dim=48,
+            max_source_positions=8, num_labels=6, classifier_proj_size=8, pad_token_id=0, bos_token_id=1,
+            eos_token_id=2, decoder_start_token_id=1,
+        ),
+    }  # fmt: skip
+    torch.manual_seed(0)
+    return transformers.AutoModelForAudioClassification.from_config(configs[kind]()).eval()
+
+
+@pytest.mark.parametrize(("kind", "shape"), [("wav2vec2", (400,)), ("ast", (8, 16)), ("whisper", (8, 16))])
+def test_waveforms_and_spectrograms_go_to_an_audio_classifier_as_the_views_made_them(
+    tmp_path: Path, kind: str, shape: tuple[int, ...]
+) -> None:
+    model = audio_model(kind)
+    frames_first = kind == "ast"
+    teacher = AudioClassifier(path=save(model, tmp_path), frames_first=frames_first, device="cpu").load()
+    assert teacher.outputs == {"logits": Output(6, "single")}
+    sound = np.random.default_rng(0).normal(size=(3, *shape)).astype(np.float32)
+    with torch.no_grad():
+        expected = model(torch.from_numpy(sound.swapaxes(1, 2) if frames_first else sound)).logits
+    torch.testing.assert_close(teacher(array_batch(sound, "audio"))["logits"], expected, rtol=1e-4, atol=1e-5)
+    with pytest.raises(UserError, match="float32 waveforms or spectrograms, and a view is int16"):
+        teacher(array_batch(sound.astype(np.int16), "audio"))
+
+
+def test_a_waveform_is_classified_as_if_alone_whatever_it_is_padded_to(tmp_path: Path) -> None:
+    """A model that normalises over time hears padding: no mask takes it back."""
+    model = audio_model("wav2vec2")
+    teacher = AudioClassifier(path=save(model, tmp_path), device="cpu").load()
+    sounds = np.random.default_rng(0).normal(size=(3, 800)).astype(np.float32)
+    sounds[1, 400:] = 0
+    found = teacher(Batch({"audio": sounds}, np.array([800, 400, 800])))["logits"]
+    with torch.no_grad():
+        alone = [
+            model(torch.from_numpy(sounds[i : i + 1, :n])).logits[0] for i, n in enumerate((800, 400, 800))
+        ]
+        padded = model(torch.from_numpy(sounds[1:2])).logits[0]
+    torch.testing.assert_close(found, torch.stack(alone), rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(found[1], padded, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("pad", [0, None])
@@ -318,22 +364,14 @@ def test_sequences_of_any_lengths_are_classified_as_if_alone(
 
 
 def test_a_sequence_classifier_adds_the_special_tokens_of_its_own_tokenizer(tmp_path: Path) -> None:
-    from tokenizers import Tokenizer, models, processors
-
     torch.manual_seed(0)
     config = transformers.BertConfig(vocab_size=VOCABULARY, num_labels=5, **TINY)
     model = transformers.AutoModelForSequenceClassification.from_config(config).eval()
     path = save(model, tmp_path)
-    tokenizer = Tokenizer(models.WordLevel({"a": 1, "[UNK]": 0}, unk_token="[UNK]"))
-    tokenizer.add_special_tokens(["[CLS]", "[SEP]"])
-    first, last = tokenizer.token_to_id("[CLS]"), tokenizer.token_to_id("[SEP]")
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", first), ("[SEP]", last)]
-    )
-    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    add_special_tokens(tmp_path, 90, 91)
     logits = SequenceClassifier(path=path, device="cpu").load()(batch([[7, 8], [9]]))["logits"]
     with torch.no_grad():
-        expected = model(input_ids=torch.tensor([[first, 7, 8, last]])).logits[0]
+        expected = model(input_ids=torch.tensor([[90, 7, 8, 91]])).logits[0]
     torch.testing.assert_close(logits[0], expected, rtol=1e-4, atol=1e-5)
 
 
