@@ -31,6 +31,7 @@ from jobs.commands import (
     stats,
     stores,
     train,
+    watch,
 )
 from jobs.terminal import complain
 from pipeline.targets.errors import DecantError
@@ -106,6 +107,7 @@ def decant(
       decant config example text > job.yaml     a job file to begin with, every key explained
       decant plan job.yaml                      what the corpus is, and what labelling it will take
       decant label job.yaml                     label; run it again to resume
+      decant watch STORE                        how far it is, from any machine
       decant inspect STORE                      what the teacher said
       decant verify STORE                       that every shard is whole
       decant audit job.yaml                     that it is what the teacher says
@@ -126,6 +128,7 @@ repair.register(app)
 merge.register(app)
 convert.register(app)
 train.register(app)
+watch.register(app)
 demo.register(app)
 interchange.register(app)
 config.register(app)

@@ -147,3 +147,9 @@ def quarantine_name(unit: str, attempt: str) -> str:
 def commit_name(unit: str) -> str:
     """One name a unit, whoever labels it: the name that attempts race for."""
     return f"commits/{unit}.json"
+
+
+def unit_of(name: str) -> str | None:
+    """The unit whose commit record has this name; None for any other name."""
+    found = re.fullmatch(r"commits/([0-9a-f]{32})\.json", name)
+    return found[1] if found else None

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -40,7 +41,11 @@ _EARLIER = pa.schema([field for field in SCHEMA if field.name != "filtered"])
 _GROUP_ROWS = 2**16
 _PYTHON_ROWS = 2**12
 """Commit records that are Python objects at once."""
-_PLAIN = [name for name in SCHEMA.names if name not in ("statistics", "histograms")]
+PLAIN = [name for name in SCHEMA.names if name not in ("statistics", "histograms")]
+"""Columns of one value a unit."""
+
+Ids = npt.NDArray[np.bytes_]
+"""Ids of units, S32 [len]."""
 
 
 def manifest_name(number: int) -> str:
@@ -59,8 +64,8 @@ class Manifest:
         """
         self.number = number
         self._storage, self._fingerprint = storage, fingerprint
-        columns = [batch.column(0).cast(pa.binary()).cast(pa.binary(32)) for batch in self._batches(["unit"])]
-        self.units = _sorted(columns)
+        parts = [ids_of(batch.column(0)) for batch in self._batches(["unit"])]
+        self.units = np.sort(np.concatenate([np.zeros(0, dtype="S32"), *parts]))
 
     def __len__(self) -> int:
         return len(self.units)
@@ -79,6 +84,10 @@ class Manifest:
         """ "<unit>-<attempt>" of its units: the stem of the names of what they refer to."""
         for batch in self._batches(["unit", "attempt"]):
             yield from pc.binary_join_element_wise(batch.column(0), batch.column(1), "-").to_pylist()
+
+    def plain(self) -> Iterator[pa.RecordBatch]:
+        """All its commit records as batches of the columns `PLAIN`: what can be added up without objects."""
+        yield from self._batches(PLAIN)
 
     def commits(self) -> Iterator[Commit]:
         """All its commit records, in the order of compaction."""
@@ -155,12 +164,12 @@ class Manifest:
             raise self._broken(error) from error
 
     def _commits(self, batch: pa.RecordBatch) -> Iterator[Commit]:
-        columns = [batch.column(name).to_pylist() for name in _PLAIN]
+        columns = [batch.column(name).to_pylist() for name in PLAIN]
         statistics = batch.column("statistics").to_pylist(maps_as_pydicts="strict")
         histograms = batch.column("histograms").to_pylist(maps_as_pydicts="strict")
         for *plain, means, bins in zip(*columns, statistics, histograms, strict=True):
             try:
-                yield Commit(**dict(zip(_PLAIN, plain, strict=True)), statistics=means, histograms=bins)
+                yield Commit(**dict(zip(PLAIN, plain, strict=True)), statistics=means, histograms=bins)
             except ValueError as error:
                 raise self._broken(error) from error
 
@@ -171,12 +180,19 @@ class Manifest:
         )
 
 
-def _sorted(columns: list[pa.Array]) -> np.ndarray[Any, np.dtype[np.bytes_]]:
-    parts = [
-        np.frombuffer(column.buffers()[1], dtype="S32")[column.offset : column.offset + len(column)]
-        for column in columns
-    ]
-    return np.sort(np.concatenate([np.zeros(0, dtype="S32"), *parts]))
+def ids_of(column: pa.Array) -> Ids:
+    """A column of units' ids as S32 [len]."""
+    fixed = column.cast(pa.binary()).cast(pa.binary(32))
+    return np.frombuffer(fixed.buffers()[1], dtype="S32")[fixed.offset : fixed.offset + len(fixed)]
+
+
+def among(ids: Ids, known: Ids) -> npt.NDArray[np.bool_]:
+    """Which of the ids are in `known`, which is sorted."""
+    if not len(known):
+        return np.zeros(len(ids), dtype=bool)
+    at = np.minimum(np.searchsorted(known, ids), len(known) - 1)
+    found: npt.NDArray[np.bool_] = known[at] == ids
+    return found
 
 
 def _groups(commits: Iterable[Commit]) -> Iterator[list[Commit]]:

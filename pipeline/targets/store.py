@@ -17,7 +17,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from pipeline.targets import plan
-from pipeline.targets.commit import Commit, commit_name
+from pipeline.targets.commit import Commit, commit_name, unit_of
 from pipeline.targets.containers import CONTAINERS
 from pipeline.targets.errors import CorruptShard, PlannedMeanwhile, SpecMismatch, UserError
 from pipeline.targets.manifest import Manifest, manifest_name
@@ -34,7 +34,6 @@ if TYPE_CHECKING:
 SPEC = "spec.json"
 _CURE = "restore it from a copy, or discard its unit and label again"
 _ATTEMPT = re.compile(r"(?:shards/[0-9a-f]{2}|quarantine)/(([0-9a-f]{32})-[0-9a-f]{16})\.[a-z.]+")
-_RECORD = re.compile(r"commits/([0-9a-f]{32})\.json")
 _MANIFEST = re.compile(r"manifest/([0-9]{8})\.parquet")
 
 
@@ -46,6 +45,7 @@ class Store:
         self.storage = storage
         self.spec = spec
         self._manifest = Manifest(storage, 0, spec.fingerprint)
+        self._generation_units: dict[str, int] = {}
 
     @property
     def url(self) -> str:
@@ -129,8 +129,13 @@ class Store:
             yield unit
 
     def planned_count(self) -> int:
-        """How many units `planned` gives."""
-        return sum(len(generation) for generation in self._generations())
+        """How many units `planned` gives. A generation's file, which never changes, is opened once."""
+        names = self._plan_names()
+        for name in names:
+            if name not in self._generation_units:
+                with self.storage.open(name) as file:
+                    self._generation_units[name] = len(plan.PlanFile(file, name))
+        return sum(self._generation_units[name] for name in names)
 
     def pending(self) -> Iterator[Unit]:
         """Planned and not committed when the iteration began, in plan order."""
@@ -156,7 +161,7 @@ class Store:
     def commits(self) -> Iterator[Commit]:
         """Every committed unit's record, exactly once, streamed."""
         newer = self._record_units()  # before the manifest: a record only ever vanishes into it
-        manifest = self._newest()
+        manifest = self.manifest()
         for commit in manifest.commits():
             newer.discard(commit.unit)
             yield commit
@@ -168,20 +173,20 @@ class Store:
                 yield self._record(data, name)
         if folded:
             wanted = set(folded)
-            for commit in self._newest().commits():
+            for commit in self.manifest().commits():
                 if commit_name(commit.unit) in wanted:
                     yield commit
 
     def committed(self) -> set[str]:
         """Ids of the committed units."""
         units = self._record_units()
-        units.update(self._newest().ids())
+        units.update(self.manifest().ids())
         return units
 
     def find(self, unit_id: str) -> Commit | None:
         """The unit's commit record, None if it is not committed."""
         record = self._read_record(unit_id)  # before the manifest: a record only ever vanishes into it
-        return self._newest().find(unit_id) or record
+        return self.manifest().find(unit_id) or record
 
     def writer(self, unit_id: str) -> ShardWriter:
         """For labelling a unit, as a context manager. Nothing is in the store before its `commit`."""
@@ -199,7 +204,7 @@ class Store:
             winner = self.find(commit.unit)
             if winner is not None:
                 break
-        if winner.attempt != commit.attempt and commit.unit in self._newest():
+        if winner.attempt != commit.attempt and commit.unit in self.manifest():
             stray = self._read_record(commit.unit)
             if stray is not None and stray.attempt == commit.attempt:
                 self.storage.delete([name])
@@ -283,8 +288,8 @@ class Store:
         """
         before = time.time() - grace_seconds
         manifest = self._latest()
-        live = {f"{commit.unit}-{commit.attempt}" for commit in self._records(sorted(self._record_units()))}
-        live.update(self._newest().attempts())
+        live = {f"{commit.unit}-{commit.attempt}" for commit in self.records(sorted(self._record_units()))}
+        live.update(self.manifest().attempts())
         names = []
         for folder in ("shards/", "quarantine/"):
             for entry in self.storage.list(folder):
@@ -296,8 +301,8 @@ class Store:
                 if winner is None or f"{winner.unit}-{winner.attempt}" != attempt[1]:
                     names.append(entry.name)
         for entry in self.storage.list("commits/"):
-            record = _RECORD.fullmatch(entry.name)
-            if record and entry.modified <= before and record[1] in manifest:
+            unit = unit_of(entry.name)
+            if unit and entry.modified <= before and unit in manifest:
                 names.append(entry.name)
         names += [entry.name for entry in self.storage.list(TEMPORARY) if entry.modified <= before]
         numbered = sorted(self.storage.list("manifest/"), key=lambda entry: entry.name)
@@ -310,18 +315,18 @@ class Store:
     def _fold(self, without: frozenset[str]) -> Manifest:
         while True:
             newer = self._record_units()
-            manifest = self._newest()
+            manifest = self.manifest()
             fresh = sorted(unit for unit in newer if unit not in manifest and unit not in without)
             dropped = any(unit in manifest for unit in without)
             if fresh or dropped:
-                data = manifest.encode(self._records(fresh), without)
+                data = manifest.encode(self.records(fresh), without)
                 if not self.storage.put_if_absent(manifest_name(manifest.number + 1), data):
                     continue  # another process compacted: begin again from its manifest
-                manifest = self._newest()
+                manifest = self.manifest()
             self.storage.delete([commit_name(unit) for unit in newer if unit in manifest])
             return manifest
 
-    def _newest(self) -> Manifest:
+    def manifest(self) -> Manifest:
         """The manifest of the highest number. Its units' ids are kept until there is a newer one."""
         while True:
             names = [entry.name for entry in self.storage.list("manifest/")]
@@ -336,15 +341,14 @@ class Store:
 
     def _latest(self) -> Manifest:
         """The same on storage whose listings lag behind: manifests that are not listed yet are asked for."""
-        self._newest()
+        self.manifest()
         with contextlib.suppress(FileNotFoundError):
             while True:
                 self._manifest = Manifest(self.storage, self._manifest.number + 1, self.spec.fingerprint)
         return self._manifest
 
     def _record_units(self) -> set[str]:
-        names = (_RECORD.fullmatch(entry.name) for entry in self.storage.list("commits/"))
-        return {found[1] for found in names if found}
+        return {unit for entry in self.storage.list("commits/") if (unit := unit_of(entry.name))}
 
     def _read_record(self, unit: str) -> Commit | None:
         try:
@@ -353,7 +357,8 @@ class Store:
             return None
         return self._record(data, commit_name(unit))
 
-    def _records(self, units: Sequence[str]) -> Iterator[Commit]:
+    def records(self, units: Sequence[str]) -> Iterator[Commit]:
+        """The commit records of these units, without those that have none (any more)."""
         for name, data in self.storage.read_many([commit_name(unit) for unit in units]):
             if data is not None:
                 yield self._record(data, name)
