@@ -26,7 +26,7 @@ from transformers import AutoModelForCausalLM
 
 from benchmarks.material import corpus, language_model
 from benchmarks.record import record
-from pipeline.batching import Part, batches, windows
+from pipeline.batching import Part, batches, render, windows
 from pipeline.engine.base import Committed, Engine, Started
 from pipeline.engine.local import Local
 from pipeline.engine.ray import RayEngine
@@ -61,7 +61,7 @@ def parts_of(job: LabelJob, store: Store) -> list[Part]:
     budget, content = batching.largest(renderer.inputs), batching.content(renderer.inputs)
     found = []
     for unit in store.planned():
-        for window in windows(chunks(job.corpus.read(unit), 16), renderer, content):
+        for window in windows(render(chunks(job.corpus.read(unit), 16), renderer), content):
             found += batches(window, renderer.inputs, budget)
     return found
 

@@ -36,7 +36,7 @@ NAMES = {
 
 CURES = {
     "read": "read from storage that is faster or closer, or set label.replicas.units_in_flight higher",
-    "views": "set label.replicas.units_in_flight higher, or take more replicas",
+    "views": "set label.batching.threads higher, or take more replicas",
     "batch": "set label.batching.budget higher",
     "write": "write to storage that is faster or closer, or set label.replicas.units_in_flight higher",
 }

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Self
 import numpy as np
 import pyarrow.parquet as pq
 
-from pipeline.batching import Item, collate, windows
+from pipeline.batching import Item, collate, render, windows
 from pipeline.declaration import specify
 from pipeline.encoding import Labelled, encode
 from pipeline.inference import Answer, Inference, free_memory
@@ -109,7 +109,7 @@ class Answers:
         """Targets that a byte of the corpus has, judged by one of the units, which is read whole."""
         unit = self._units[len(self._units) // 4]
         found = 0.0
-        for window in windows(chunks(self._corpus.read(unit), 16), self._renderer, self._budget):
+        for window in windows(render(chunks(self._corpus.read(unit), 16), self._renderer), self._budget):
             found += sum(self._count(item.content.size) for item in window.items)
         return float(found / max(unit.size_bytes, 1))
 
@@ -136,7 +136,7 @@ class Answers:
         most = 1 if self.head.positions == "next_token" else max(1, ELEMENTS // self.head.size)
         before = self.targets
         progress(before)
-        for window in windows(chunks(self._corpus.read(unit), 1), self._renderer, min(most, wanted)):
+        for window in windows(render(chunks(self._corpus.read(unit), 1), self._renderer), min(most, wanted)):
             if window.items:
                 part = collate(window.items, np.arange(len(window.items)), self._renderer.inputs)
                 for answer in self._inference(part):

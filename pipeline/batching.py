@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.corpus.base import Filtered, Read, Record
+from pipeline.stream import Watch, ordered
 from pipeline.targets.spec import Input
 from pipeline.targets.unit import Quarantined
 from pipeline.teachers.base import Batch
@@ -75,33 +76,63 @@ class Part:
         return Part(self.items[chosen], self.positions[chosen], Batch(inputs, lengths))
 
 
-def windows(records: Iterable[Iterable[Read]], renderer: Renderer, content: int) -> Iterator[Window]:
-    """Windows whose views together have a size of at least `content`, the last one less.
+Rendered = Sequence[Item] | Quarantined | Filtered
+"""What became of a record."""
 
-    records: in order, in groups of any size.
+
+def render(
+    records: Iterable[Iterable[Read]], renderer: Renderer, threads: int = 1, watch: Watch | None = None
+) -> Iterator[Sequence[Rendered]]:
+    """Views of records, group by group. records: in order, in groups of any size.
+
+    threads: that render groups side by side. watch: told of the stage "views" what they do.
     """
-    window, size = Window(), 0
-    earlier: deque[Record] = deque(maxlen=renderer.reach)
+
+    def each(group: Sequence[tuple[Read, Sequence[Record]]]) -> Sequence[Rendered]:
+        return [_views(record, before, renderer) for record, before in group]
+
+    return ordered(each, _with_earlier(records, renderer.reach), threads, "views", watch)
+
+
+def _with_earlier(
+    records: Iterable[Iterable[Read]], reach: int
+) -> Iterator[list[tuple[Read, Sequence[Record]]]]:
+    """Each record with those before it that its views may be mixed with."""
+    earlier: deque[Record] = deque(maxlen=reach)
     for group in records:
+        found: list[tuple[Read, Sequence[Record]]] = []
         for record in group:
-            if isinstance(record, Filtered):
+            found.append((record, tuple(earlier)))
+            if isinstance(record, Record):
+                earlier.append(record)
+        yield found
+
+
+def _views(record: Read, earlier: Sequence[Record], renderer: Renderer) -> Rendered:
+    if not isinstance(record, Record):
+        return record
+    try:
+        views = renderer.render(record, earlier)
+    except Rejected as error:
+        return Quarantined(record.key, record.row, None, error.code, error.reason)
+    return [Item(record.key, record.row, number, len(views), view) for number, view in enumerate(views)]
+
+
+def windows(rendered: Iterable[Sequence[Rendered]], content: int) -> Iterator[Window]:
+    """Windows whose views together have a size of at least `content`, the last one less."""
+    window, size = Window(), 0
+    for group in rendered:
+        for found in group:
+            if isinstance(found, Filtered):
                 window.filtered += 1
                 continue
             window.records += 1
-            if isinstance(record, Quarantined):
-                window.quarantined.append(record)
+            if isinstance(found, Quarantined):
+                window.quarantined.append(found)
                 continue
-            try:
-                views = renderer.render(record, tuple(earlier))
-            except Rejected as error:
-                reason = Quarantined(record.key, record.row, None, error.code, error.reason)
-                window.quarantined.append(reason)
-                continue
-            finally:
-                earlier.append(record)
-            for number, view in enumerate(views):
-                window.items.append(Item(record.key, record.row, number, len(views), view))
-                size += view.size
+            for item in found:
+                window.items.append(item)
+                size += item.content.size
                 if size >= content:
                     yield window
                     window, size = Window(), 0

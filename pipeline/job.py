@@ -88,6 +88,10 @@ class Batching(Config):
     """Batches that are made at once where lengths vary: of so many, those of like length share one. Rows keep
     the corpus order."""
 
+    threads: PositiveInt = 1
+    """Threads that render the views of a unit (tokenize, decode images). More than one where a device waits
+    for them, which `decant label --profile` tells."""
+
     prefetch: PositiveInt = 2
     """Batches that may wait between two stages."""
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pipeline.batching import Part, Window, batches, windows
+from pipeline.batching import Part, Window, batches, render, windows
 from pipeline.budget import fastest
 from pipeline.codebooks import books_of
 from pipeline.corpus.base import Read
@@ -169,7 +169,8 @@ class Labeller:
         depth, watch = self.job.label.batching.prefetch, self.recorder
         content = self.job.label.batching.content(self._renderer.inputs)
         read = prefetch(chunks(records, READ_CHUNK), depth, "read", watch)
-        rendered = prefetch(windows(read, self._renderer, content), depth, "views", watch)
+        views = render(read, self._renderer, self.job.label.batching.threads, watch)
+        rendered = prefetch(windows(views, content), depth, "views", watch)
         collated = prefetch(self._batches(rendered), depth, "batch", watch)
         answered = prefetch(self._answers(collated), 1)
         encoded = prefetch(self._encode(answered), depth)

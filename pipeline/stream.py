@@ -10,9 +10,11 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Generic, Protocol, TypeVar
 
 T = TypeVar("T")
+U = TypeVar("U")
 
 
 class Watch(Protocol):
@@ -70,6 +72,57 @@ def chunks(items: Iterable[T], size: int) -> Generator[list[T], None, None]:
         _close(iterator)
 
 
+def ordered(
+    work: Callable[[T], U], items: Iterable[T], threads: int, stage: str = "", watch: Watch | None = None
+) -> Generator[U, None, None]:
+    """`work` of each item, in the order of the items, done by so many threads.
+
+    At most one item more than there are threads is taken ahead. What `work` or the iterable raises is raised
+    here, after what came before it. stage, watch: as in `prefetch`.
+    """
+    if threads == 1:
+        alone = iter(items)
+        try:
+            yield from map(work, alone)
+        finally:
+            _close(alone)
+        return
+
+    def watched(item: T) -> U:
+        begin = time.time()
+        try:
+            return work(item)
+        finally:
+            if watch is not None:
+                watch.worked(stage, begin, time.time(), 0.0)
+
+    def finished(future: Future[U]) -> U:
+        began = time.time()
+        try:
+            return future.result()
+        finally:
+            _wait(began)
+
+    iterator, error = iter(items), None
+    pool = ThreadPoolExecutor(threads, thread_name_prefix="decant-ordered")
+    ahead: deque[Future[U]] = deque()
+    try:
+        while error is None:
+            try:
+                ahead.append(pool.submit(watched, next(iterator)))
+            except BaseException as raised:  # noqa: BLE001 - it is raised again below
+                error = raised
+            if len(ahead) > threads:
+                yield finished(ahead.popleft())
+        while ahead:
+            yield finished(ahead.popleft())
+        if not isinstance(error, StopIteration):
+            raise error
+    finally:
+        pool.shutdown(cancel_futures=True)
+        _close(iterator)
+
+
 def _watched(items: Iterable[T], stage: str, watch: Watch) -> Generator[T, None, None]:
     """The same items, each with a word of how long it took."""
     iterator = iter(items)
@@ -94,6 +147,11 @@ _waits = threading.local()
 def _waited() -> float:
     """Seconds that this thread has waited for items."""
     return getattr(_waits, "seconds", 0.0)
+
+
+def _wait(began: float) -> None:
+    """This thread has waited since that moment."""
+    _waits.seconds = _waited() + time.time() - began
 
 
 def _consume(items: Iterable[T], depth: int, stage: str, watch: Watch | None) -> Generator[T, None, None]:
@@ -196,7 +254,7 @@ class _Channel(Generic[T]):
             began = time.time()
             while not self._items and not self._ended:
                 self._news.wait()
-            _waits.seconds = _waited() + time.time() - began
+            _wait(began)
             if not self._items:
                 raise _Ended
             item = self._items.popleft()

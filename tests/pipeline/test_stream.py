@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.stream import chunks, prefetch
+from pipeline.stream import chunks, ordered, prefetch
 
 
 class Broken(Exception):
@@ -143,3 +143,43 @@ def test_chunks_hold_all_items_in_order(length: int, size: int, fail_at: int | N
     except Broken:
         assert fail_at is not None
     assert got == list(range(min(length, length if fail_at is None else fail_at)))
+
+
+@settings(max_examples=40)
+@given(
+    length=st.integers(0, 20),
+    threads=st.integers(1, 4),
+    fail_at=st.none() | st.integers(0, 22),
+    work_fails_at=st.none() | st.integers(0, 22),
+    take=st.integers(0, 25),
+)
+def test_work_by_several_threads_keeps_order_errors_and_early_ends(
+    length: int, threads: int, fail_at: int | None, work_fails_at: int | None, take: int
+) -> None:
+    made: list[int] = []
+
+    def work(item: int) -> int:
+        if item == work_fails_at:
+            raise Broken(f"work at {item}")
+        return item * 10
+
+    ends = [end for end in (fail_at, work_fails_at) if end is not None and end < length]
+    good = [item * 10 for item in range(min([length, *ends]))]
+    got, error = [], None
+    stream = ordered(work, counting(made, length, fail_at), threads)
+    try:
+        for _, item in zip(range(take), stream, strict=False):
+            got.append(item)
+    except Broken as raised:
+        error = raised
+    stream.close()
+    assert got == good[:take]
+    assert (error is not None) == (bool(ends) and take > len(good))
+    assert max(made, default=0) <= min(length, len(got) + threads + 1)
+    assert not made or made[-1] == -1
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("decant-ordered")]
+
+
+def test_threads_work_side_by_side() -> None:
+    meeting = threading.Barrier(3, timeout=30)
+    assert list(ordered(lambda item: (meeting.wait(), item)[1], range(3), 3)) == [0, 1, 2]
