@@ -1,17 +1,131 @@
-"""What benchmarks label: Python sources of this interpreter, a tokenizer trained on them, a language model.
+"""What `benchmarks.label` labels: sources, photographs and models of random weights, made in a folder.
 
-The model's weights are random unless a directory is given: speed does not depend on what it says.
+Speed does not depend on what a model says, but for how many classes a target keeps; the language model's
+output weights are scaled so that it is about as sure as a trained one.
 """
 
 from __future__ import annotations
 
 import sysconfig
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipeline.job import LabelJob
 
 VOCABULARY = 4096
+SIDE = 256
+"""Pixels of a photograph's side."""
 
 
-def corpus(folder: Path, megabytes: float) -> Path:
+def language_model(folder: Path, scale: float) -> LabelJob:
+    """A Llama of 4 layers and width 192 on Python sources; threshold."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    texts = sources(folder / "corpus", 1.5 * scale)
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=VOCABULARY,
+            hidden_size=192,
+            intermediate_size=576,
+            num_hidden_layers=4,
+            num_attention_heads=6,
+            num_key_value_heads=6,
+            max_position_embeddings=512,
+            tie_word_embeddings=True,
+        )
+    )
+    with torch.no_grad():
+        model.get_input_embeddings().weight.mul_(8.0)
+    model.save_pretrained(folder / "model")
+    tokenizer(folder / "model", texts)
+    return job(
+        folder,
+        corpus={"kind": "text", "urls": [str(texts)], "unit_bytes": 250_000},
+        views={"kind": "token_windows", "tokenizer": str(folder / "model"), "length": 256},
+        teacher={"kind": "causal_lm", "path": str(folder / "model"), "device": "cpu"},
+        heads={"logits": {"kind": "threshold", "threshold": 0.02}},
+    )
+
+
+def image_classifier(folder: Path, scale: float) -> LabelJob:
+    """ResNet-50 on JPEG files of 256 × 256 pixels, a random crop of each; dense."""
+    import torch
+    from transformers import ResNetConfig, ResNetForImageClassification
+
+    photographs(folder / "corpus", round(200 * scale))
+    torch.manual_seed(0)
+    ResNetForImageClassification(ResNetConfig(num_labels=1000)).save_pretrained(folder / "model")
+    return job(
+        folder,
+        corpus={"kind": "images", "urls": [str(folder / "corpus")], "unit_bytes": 1_000_000},
+        views={"kind": "images", "size": 224, "crop": {"kind": "random"}, "flip": 0.5},
+        teacher={"kind": "image_classifier", "path": str(folder / "model"), "device": "cpu"},
+        heads={"logits": {"kind": "dense", "dtype": "float16"}},
+        batching={"budget": 16},
+    )
+
+
+def text_encoder(folder: Path, scale: float) -> LabelJob:
+    """A BERT of 6 layers and width 384 on Python sources, mean pooling; int8."""
+    import torch
+    from transformers import BertConfig, BertModel
+
+    texts = sources(folder / "corpus", 0.3 * scale)
+    torch.manual_seed(0)
+    BertModel(
+        BertConfig(
+            vocab_size=VOCABULARY,
+            hidden_size=384,
+            intermediate_size=1536,
+            num_hidden_layers=6,
+            num_attention_heads=12,
+        )
+    ).save_pretrained(folder / "model")
+    tokenizer(folder / "model", texts)
+    return job(
+        folder,
+        corpus={"kind": "text", "urls": [str(texts)], "unit_bytes": 50_000},
+        views={"kind": "token_windows", "tokenizer": str(folder / "model"), "length": 128},
+        teacher={"kind": "encoder", "path": str(folder / "model"), "device": "cpu"},
+        heads={"embedding": {"kind": "embedding", "dtype": "int8"}},
+        batching={"budget": 2048},
+    )
+
+
+JOBS: dict[str, Callable[[Path, float], LabelJob]] = {
+    "language_model": language_model,
+    "image_classifier": image_classifier,
+    "text_encoder": text_encoder,
+}
+"""By name: makes all that the job needs in a folder; scale: of the corpus."""
+
+
+def job(
+    folder: Path,
+    corpus: dict[str, Any],
+    views: dict[str, Any],
+    teacher: dict[str, Any],
+    heads: dict[str, Any],
+    batching: dict[str, Any] | None = None,
+) -> LabelJob:
+    """The job in the folder."""
+    return LabelJob.model_validate(
+        {
+            "corpus": corpus,
+            "views": views,
+            "teacher": teacher,
+            "store": {"url": str(folder / "store"), "heads": heads},
+            "label": {"batching": batching or {}},
+        }
+    )
+
+
+def sources(folder: Path, megabytes: float) -> Path:
     """A folder with copies of standard library sources, up to that size, in the order of their names."""
     folder.mkdir(parents=True)
     left = int(megabytes * 1e6)
@@ -26,34 +140,29 @@ def corpus(folder: Path, megabytes: float) -> Path:
     return folder
 
 
-def language_model(folder: Path, texts: Path, hidden: int = 192, layers: int = 4) -> Path:
-    """A transformers directory: a Llama of random weights, and a tokenizer trained on the texts."""
-    import torch
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import LlamaConfig, LlamaForCausalLM
+def photographs(folder: Path, count: int) -> None:
+    """JPEG files: cuttings of the two photographs that come with scikit-learn."""
+    from PIL import Image
+    from sklearn.datasets import load_sample_images
 
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
+    folder.mkdir(parents=True)
+    whole, random = load_sample_images().images, np.random.default_rng(0)
+    for number in range(count):
+        image = whole[number % len(whole)]
+        top, left = (int(random.integers(extent - SIDE)) for extent in image.shape[:2])
+        Image.fromarray(image[top : top + SIDE, left : left + SIDE]).save(
+            folder / f"{number:05d}.jpg", quality=90
+        )
+
+
+def tokenizer(folder: Path, texts: Path) -> None:
+    """A byte-level BPE tokenizer trained on the texts."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    found = Tokenizer(models.BPE())
+    found.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    found.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(vocab_size=VOCABULARY, initial_alphabet=alphabet, show_progress=False)
-    tokenizer.train([str(path) for path in sorted(texts.iterdir())[:200]], trainer)
-    torch.manual_seed(0)
-    model = LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=VOCABULARY,
-            hidden_size=hidden,
-            intermediate_size=hidden * 3,
-            num_hidden_layers=layers,
-            num_attention_heads=hidden // 32,
-            num_key_value_heads=hidden // 32,
-            max_position_embeddings=512,
-            tie_word_embeddings=True,
-        )
-    )
-    # Larger output weights than at initialisation, for distributions about as sharp as a trained model's.
-    with torch.no_grad():
-        model.get_input_embeddings().weight.mul_(8.0)
-    model.save_pretrained(folder)
-    tokenizer.save(str(folder / "tokenizer.json"))
-    return folder
+    found.train([str(path) for path in sorted(texts.iterdir())[:200]], trainer)
+    found.save(str(folder / "tokenizer.json"))
