@@ -29,7 +29,9 @@ def test_files_that_are_named_like_images_or_sounds_are_records_whatever_is_in_t
     }
     assert contents(AudioFiles(urls=[str(tmp_path)])) == {name: name.encode() for name in ("a.WAV", "b.flac")}
     assert list(contents(ImageFiles(urls=[str(tmp_path)], pattern="cat/*.png"))) == ["cat/2.png"]
-    (item,) = ImageFiles(urls=[f"{tmp_path}/dog/*"]).read(next(ImageFiles(urls=[f"{tmp_path}/dog/*"]).units()))
+    (item,) = ImageFiles(urls=[f"{tmp_path}/dog/*"]).read(
+        next(ImageFiles(urls=[f"{tmp_path}/dog/*"]).units())
+    )
     assert isinstance(item, Record)
     assert item.data == {"image": b"dog/3.webp"}
 
@@ -58,7 +60,10 @@ def test_of_a_source_tree_only_its_own_sources_are_taken(tmp_path: Path) -> None
     tree = SourceTree(urls=[str(tmp_path)], max_file_bytes=1000)
     items = {item.key: item for unit in tree.units() for item in tree.read(unit)}
     assert {key for key, item in items.items() if isinstance(item, Record)} == set(own)
-    assert {key for key, item in items.items() if isinstance(item, Filtered)} == {"src/logo.dat", "src/table.c"}
+    assert {key for key, item in items.items() if isinstance(item, Filtered)} == {
+        "src/logo.dat",
+        "src/table.c",
+    }
     assert isinstance(items["src/latin.c"], Quarantined)
     everything = contents(SourceTree(urls=[str(tmp_path)], foreign=True, exclude=["web/**"]))
     assert {"third_party/z.c", "build/out.c", "poetry.lock"} < set(everything)

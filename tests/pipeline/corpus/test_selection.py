@@ -52,7 +52,18 @@ def test_a_smaller_sample_is_inside_a_larger_one(key: str, share: float, part: f
 
 def test_draws_are_those_of_every_machine_and_version() -> None:
     """A store that is half labelled is to be finished by any of them."""
-    assert [i for i, key in enumerate(KEYS[:40]) if drawn(key, 0.2, 0)] == [4, 7, 8, 9, 19, 21, 22, 25, 26, 32]
+    assert [i for i, key in enumerate(KEYS[:40]) if drawn(key, 0.2, 0)] == [
+        4,
+        7,
+        8,
+        9,
+        19,
+        21,
+        22,
+        25,
+        26,
+        32,
+    ]
     assert [i for i, key in enumerate(KEYS[:40]) if drawn(key, 0.2, -5)] == [8, 9, 11, 12, 31, 32, 38]
 
 
@@ -113,7 +124,9 @@ def test_rows_are_filtered_by_columns_that_are_no_fields(
 
 
 def test_a_value_is_compared_with_its_type(tmp_path: Path) -> None:
-    (tmp_path / "a.jsonl").write_text('{"text": "a", "x": 1}\n{"text": "b", "x": true}\n{"text": "c", "x": "1"}\n')
+    (tmp_path / "a.jsonl").write_text(
+        '{"text": "a", "x": 1}\n{"text": "b", "x": true}\n{"text": "c", "x": "1"}\n'
+    )
     for wanted, expected in ((1, "a"), (True, "b"), ("1", "c")):
         source = JsonLines.model_validate({"urls": [str(tmp_path)], "where": {"equals": {"x": wanted}}})
         (found,) = [item for item in read(source) if isinstance(item, Record)]
@@ -178,7 +191,9 @@ def test_a_weight_is_the_share_of_a_source_and_multiplies_with_its_sample(folder
     assert web == records(alone)
     assert 30 < len(web) < 70
     halved = weighted.sources["web"].model_copy(update={"sample": 0.5})
-    half = weighted.model_copy(update={"sources": {**weighted.sources, "web": halved}, "weights": {"web": 0.5}})
+    half = weighted.model_copy(
+        update={"sources": {**weighted.sources, "web": halved}, "weights": {"web": 0.5}}
+    )
     assert records(half) == found
 
 
