@@ -163,8 +163,8 @@ def form(kind: pa.DataType) -> Form | None:
 
 
 def cells_of(batch: pa.RecordBatch, column: str) -> Callable[[int], Any]:
-    """What gives the value of a row: bytes (of texts too, so that what is no UTF-8 spoils its own record alone), a
-    number, an array, or None.
+    """What gives the value of a row: bytes (of texts too, so that what is no UTF-8 spoils its own record
+    alone), a number, an array, or None.
     """
     path = path_of(batch.schema, column)
     assert path is not None  # `check_columns` has seen to it

@@ -32,7 +32,7 @@ class FileSource(Source):
 
     usual: ClassVar[tuple[str, ...]] = ("*",)
 
-    decides: ClassVar[frozenset[str]] = frozenset({"where", "sample", "sample_seed"})
+    decides: ClassVar[frozenset[str]] = frozenset({"root", "where", "sample", "sample_seed"})
     """Fields that say which records there are and what they hold. Planned files are bound to their values."""
 
     urls: list[str] = Field(min_length=1)
@@ -47,6 +47,10 @@ class FileSource(Source):
 
     exclude: list[str] = Field(default=[])
     """Files to leave out, as globs like those of `pattern`."""
+
+    root: str | None = None
+    """The folder or URL that records' keys are relative to; by default what all `urls` share. State it before
+    a URL beside them is added, because files that are planned keep their keys."""
 
     where: Where = Where()
     """Conditions that a record has to meet to be labelled."""
@@ -139,13 +143,9 @@ class FileSource(Source):
         return self.where.admits_key(key) and drawn(key, self.sample, self.sample_seed)
 
     def _mark(self) -> str:
-        """What fingerprints in a plan end with, so that what is planned is bound to `decides`: "" where all
-        have their defaults, as in plans that were made before there were such settings.
-        """
+        """What fingerprints in a plan end with, so that what is planned is bound to `decides`."""
         settings = self.model_dump(mode="json", include=set(self.decides), exclude_defaults=True)
-        if not settings:
-            return ""
-        text = json.dumps(settings, sort_keys=True)
+        text = json.dumps({**settings, "root": self._root()}, sort_keys=True)
         return MARK + hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
     def _changed(self, url: str, planned: str, now: str) -> CorpusChanged:
@@ -186,14 +186,19 @@ class FileSource(Source):
             raise CorpusUnreadable(f"the corpus file {file.url} cannot be read: {error}") from error
 
     def name(self, url: str) -> str:
-        """A file's name in record keys: relative to the common root of the configured URLs."""
-        roots = [fixed(absolute(item))[0].split("/") for item in self.urls]
-        root = "/".join(
-            column[0] for column in takewhile(lambda c: len(set(c)) == 1, zip(*roots, strict=False))
-        )
+        """A file's name in record keys: relative to the root, or its whole URL where it is not below that."""
+        root = self._root()
         if url == root:
             return url.rpartition("/")[2]
         return url[len(root) + 1 :] if url.startswith(f"{root}/") else url
+
+    def _root(self) -> str:
+        if self.root is not None:
+            return absolute(self.root)
+        roots = [fixed(absolute(item))[0].split("/") for item in self.urls]
+        return "/".join(
+            column[0] for column in takewhile(lambda c: len(set(c)) == 1, zip(*roots, strict=False))
+        )
 
 
 def unmarked(fingerprint: str) -> str:

@@ -1,4 +1,4 @@
-"""Folders of images and sounds, and source trees: which files are records, and that their bytes are untouched."""
+"""Folders of images and sounds, and source trees: which files are records, and their bytes untouched."""
 
 from __future__ import annotations
 

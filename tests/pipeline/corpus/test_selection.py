@@ -1,4 +1,4 @@
-"""Filters and samples: what they choose is a function of the record alone, and a mix is several such choices."""
+"""Filters and samples choose by the record alone, and a mix is several such choices."""
 
 from __future__ import annotations
 
