@@ -24,6 +24,7 @@ from pipeline.targets.errors import CorpusChanged, CorpusMissing, CorpusUnreadab
 from pipeline.targets.unit import Slice, Unit
 
 MARK = "~"  # between a file's fingerprint and that of the settings
+BOUND = re.compile(rf"({MARK}[0-9a-f]{{16}})?(@[a-z0-9_-]+)?$")
 SLICES = 4096  # of a unit, at most: so that tiny files, too, are spread over units
 
 
@@ -103,19 +104,20 @@ class FileSource(Source):
             if before is None:
                 yield file
             elif before != file.fingerprint:
-                raise self._changed(file.url, before, file.fingerprint)
+                if unmarked(before) != unmarked(file.fingerprint):
+                    raise _another(file.url)
+                raise self._unbound(file.url)
 
     def check(self, part: Slice) -> None:
-        """Raises CorpusChanged unless file and settings are still those that were planned."""
+        """Raises CorpusChanged unless the file is still the one that was planned."""
         try:
             file = self.look(part.url)
         except FileNotFoundError as error:
             raise CorpusChanged(
                 f"the planned corpus file {part.url} vanished: restore it, or label the rest into a new store"
             ) from error
-        now = file.fingerprint + self._mark()
-        if now != part.fingerprint or file.size != part.size:
-            raise self._changed(part.url, part.fingerprint, now)
+        if file.fingerprint != unmarked(part.fingerprint) or file.size != part.size:
+            raise _another(part.url)
 
     def look(self, url: str) -> File:
         """A file of the plan as it is now. Raises FileNotFoundError."""
@@ -128,10 +130,12 @@ class FileSource(Source):
     def read(self, unit: Unit) -> Generator[Read, None, None]:
         mark = self._mark()
         for part in unit.slices:  # of those, too, that are not opened because their keys are not chosen
-            bare = unmarked(part.fingerprint)
-            if part.fingerprint != bare + mark:
-                raise self._changed(part.url, part.fingerprint, bare)
+            if part.fingerprint != unmarked(part.fingerprint) + mark:
+                raise self._unbound(part.url)
         with closing(self.records(unit)) as items:
+            if self.sample == 1 and self.where == type(self.where)():
+                yield from items
+                return
             for item in items:
                 if self.chooses(item.key) and (not isinstance(item, Record) or self.where.admits(item.data)):
                     yield item
@@ -148,17 +152,12 @@ class FileSource(Source):
         text = json.dumps({**settings, "root": self._root()}, sort_keys=True)
         return MARK + hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
-    def _changed(self, url: str, planned: str, now: str) -> CorpusChanged:
-        """The error for a file that is not what it was, or is not read as it was."""
-        if unmarked(planned) == unmarked(now):
-            return CorpusChanged(
-                f"the corpus file {url} was planned with other settings than the job's ("
-                f"{', '.join(sorted(self.decides))}, or its name or weight in a mix): go back to them, or "
-                "label into a new store"
-            )
+    def _unbound(self, url: str) -> CorpusChanged:
+        """The error for a file whose records are not any more what they were when it was planned."""
         return CorpusChanged(
-            f"the corpus file {url} is no longer the one that was planned: restore it, or label into a new "
-            "store"
+            f"the corpus file {url} was planned with other settings than the job's ("
+            f"{', '.join(sorted(self.decides))}, or its name or weight in a mix): go back to them, or label "
+            "into a new store"
         )
 
     @contextmanager
@@ -187,10 +186,12 @@ class FileSource(Source):
 
     def name(self, url: str) -> str:
         """A file's name in record keys: relative to the root, or its whole URL where it is not below that."""
+        return below(self._root(), url)
+
+    def names(self, unit: Unit) -> list[str]:
+        """The `name` of each slice's file."""
         root = self._root()
-        if url == root:
-            return url.rpartition("/")[2]
-        return url[len(root) + 1 :] if url.startswith(f"{root}/") else url
+        return [below(root, part.url) for part in unit.slices]
 
     def _root(self) -> str:
         if self.root is not None:
@@ -201,9 +202,22 @@ class FileSource(Source):
         )
 
 
+def below(root: str, url: str) -> str:
+    """A URL relative to a root, or whole where it is not below that; the last name of the root itself."""
+    if url == root:
+        return url.rpartition("/")[2]
+    return url[len(root) + 1 :] if url.startswith(f"{root}/") else url
+
+
 def unmarked(fingerprint: str) -> str:
     """A planned fingerprint without the settings it is bound to."""
-    return re.sub(rf"({MARK}[0-9a-f]{{16}})?(@[a-z0-9_-]+)?$", "", fingerprint)
+    return BOUND.sub("", fingerprint)
+
+
+def _another(url: str) -> CorpusChanged:
+    return CorpusChanged(
+        f"the corpus file {url} is no longer the one that was planned: restore it, or label into a new store"
+    )
 
 
 def whole(file: File) -> Slice:
