@@ -116,7 +116,10 @@ def batches(file: BinaryIO, part: Slice, schema: pa.Schema) -> Iterator[tuple[in
     Their strings are bytes where that can be: what is no UTF-8 then spoils its own record alone.
     """
     if part.start == 0:
-        yield from enumerate(with_dictionaries(file))
+        for number, batch in enumerate(with_dictionaries(file)):
+            if not batch.schema.equals(schema):
+                raise ValueError("its footer has another schema than its beginning")
+            yield number, batch
         return
     plain = pa.schema([field.with_type(as_bytes(field.type)) for field in schema])
     for message in messages(file, part.size, part.start):

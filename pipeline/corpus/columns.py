@@ -53,10 +53,14 @@ class ColumnFiles(FileSource, ABC):
         return self.columns or {"text": self.text_column}
 
     @property
+    def needed(self) -> list[str]:
+        """The columns without which a row is no record, once each."""
+        return list(dict.fromkeys([*self.fields.values(), *([self.key_column] if self.key_column else [])]))
+
+    @property
     def wanted(self) -> list[str]:
         """All columns that are read, once each."""
-        key = [self.key_column] if self.key_column else []
-        return list(dict.fromkeys([*self.fields.values(), *key, *self.where.equals]))
+        return list(dict.fromkeys([*self.needed, *self.where.equals]))
 
     def check_columns(self, url: str, schema: pa.Schema) -> None:
         """Raises ConfigError, naming the file, for a column that it lacks or whose type is of no use."""
@@ -92,30 +96,40 @@ class ColumnFiles(FileSource, ABC):
         span: which ones; row: ordinal of the first of them in the unit. A row's place is the prefix and its
         number, that of the batch's first row being `number`. texts: of the file's schema.
         """
-        cells = {column: cells_of(batch, column) for column in self.wanted}
-        for i in span:
-            values = {column: cell(i) for column, cell in cells.items()}
-            yield self._row(f"{prefix}{number + i}", row + i - span.start, values, texts)
+        cells = {column: (cells_of(batch, column), column in texts) for column in self.needed}
+        compared = {column: cells_of(batch, column) for column in self.where.equals}
+        fields, key_column = list(self.fields.items()), self.key_column
+        for ordinal, i in enumerate(span, row):
+            position = f"{prefix}{number + i}"
+            if compared and not self.where.admits_columns(
+                {c: _plain(cell(i)) for c, cell in compared.items()}
+            ):
+                yield Filtered(position, ordinal)
+                continue
+            values: dict[str, Any] = {}
+            reason = None
+            for column, (cell, is_text) in cells.items():
+                value = cell(i)
+                if value is None:
+                    reason = f"{position}: no value in {column!r}"
+                    break
+                if is_text and isinstance(value, bytes):
+                    try:
+                        value = value.decode()
+                    except UnicodeDecodeError as error:
+                        reason = f"{position}: no UTF-8 at byte {error.start} of {column!r}"
+                        break
+                values[column] = value
+            if reason is not None:
+                yield Quarantined(position, ordinal, None, "undecodable", reason)
+                continue
+            key = str(values[key_column]) if key_column else position
+            yield Record(key, ordinal, {name: values[column] for name, column in fields})
 
-    def _row(self, position: str, row: int, values: dict[str, Any], texts: frozenset[str]) -> Read:
-        compared = {
-            column: value.decode(errors="replace") if isinstance(value := values[column], bytes) else value
-            for column in self.where.equals
-        }
-        if not self.where.admits_columns(compared):
-            return Filtered(position, row)
-        for column in [*self.fields.values(), *([self.key_column] if self.key_column else [])]:
-            value = values[column]
-            if value is None:
-                return Quarantined(position, row, None, "undecodable", f"{position}: no value in {column!r}")
-            if column in texts and isinstance(value, bytes):
-                try:
-                    values[column] = value.decode()
-                except UnicodeDecodeError as error:
-                    reason = f"{position}: no UTF-8 at byte {error.start} of {column!r}"
-                    return Quarantined(position, row, None, "undecodable", reason)
-        key = str(values[self.key_column]) if self.key_column else position
-        return Record(key, row, {name: values[column] for name, column in self.fields.items()})
+
+def _plain(value: Any) -> Any:
+    """A cell as it is compared: what is no UTF-8 is equal to nothing."""
+    return value.decode(errors="replace") if isinstance(value, bytes) else value
 
 
 def path_of(schema: pa.Schema, column: str) -> list[str] | None:
@@ -163,8 +177,8 @@ def form(kind: pa.DataType) -> Form | None:
 
 
 def cells_of(batch: pa.RecordBatch, column: str) -> Callable[[int], Any]:
-    """What gives the value of a row: bytes (of texts too, so that what is no UTF-8 spoils its own record alone), a
-    number, an array, or None.
+    """What gives the value of a row: bytes (of texts too, so that what is no UTF-8 spoils its own record
+    alone), a number, an array, or None.
     """
     path = path_of(batch.schema, column)
     assert path is not None  # `check_columns` has seen to it

@@ -24,6 +24,7 @@ from pipeline.targets.errors import CorpusChanged, CorpusMissing, CorpusUnreadab
 from pipeline.targets.unit import Slice, Unit
 
 MARK = "~"  # between a file's fingerprint and that of the settings
+BOUND = re.compile(rf"({MARK}[0-9a-f]{{16}})?(@[a-z0-9_-]+)?$")
 SLICES = 4096  # of a unit, at most: so that tiny files, too, are spread over units
 
 
@@ -32,7 +33,7 @@ class FileSource(Source):
 
     usual: ClassVar[tuple[str, ...]] = ("*",)
 
-    decides: ClassVar[frozenset[str]] = frozenset({"where", "sample", "sample_seed"})
+    decides: ClassVar[frozenset[str]] = frozenset({"root", "where", "sample", "sample_seed"})
     """Fields that say which records there are and what they hold. Planned files are bound to their values."""
 
     urls: list[str] = Field(min_length=1)
@@ -47,6 +48,10 @@ class FileSource(Source):
 
     exclude: list[str] = Field(default=[])
     """Files to leave out, as globs like those of `pattern`."""
+
+    root: str | None = None
+    """The folder or URL that records' keys are relative to; by default what all `urls` share. State it before
+    a URL beside them is added, because files that are planned keep their keys."""
 
     where: Where = Where()
     """Conditions that a record has to meet to be labelled."""
@@ -99,19 +104,20 @@ class FileSource(Source):
             if before is None:
                 yield file
             elif before != file.fingerprint:
-                raise self._changed(file.url, before, file.fingerprint)
+                if unmarked(before) != unmarked(file.fingerprint):
+                    raise _another(file.url)
+                raise self._unbound(file.url)
 
     def check(self, part: Slice) -> None:
-        """Raises CorpusChanged unless file and settings are still those that were planned."""
+        """Raises CorpusChanged unless the file is still the one that was planned."""
         try:
             file = self.look(part.url)
         except FileNotFoundError as error:
             raise CorpusChanged(
                 f"the planned corpus file {part.url} vanished: restore it, or label the rest into a new store"
             ) from error
-        now = file.fingerprint + self._mark()
-        if now != part.fingerprint or file.size != part.size:
-            raise self._changed(part.url, part.fingerprint, now)
+        if file.fingerprint != unmarked(part.fingerprint) or file.size != part.size:
+            raise _another(part.url)
 
     def look(self, url: str) -> File:
         """A file of the plan as it is now. Raises FileNotFoundError."""
@@ -124,10 +130,12 @@ class FileSource(Source):
     def read(self, unit: Unit) -> Generator[Read, None, None]:
         mark = self._mark()
         for part in unit.slices:  # of those, too, that are not opened because their keys are not chosen
-            bare = unmarked(part.fingerprint)
-            if part.fingerprint != bare + mark:
-                raise self._changed(part.url, part.fingerprint, bare)
+            if part.fingerprint != unmarked(part.fingerprint) + mark:
+                raise self._unbound(part.url)
         with closing(self.records(unit)) as items:
+            if self.sample == 1 and self.where == type(self.where)():
+                yield from items
+                return
             for item in items:
                 if self.chooses(item.key) and (not isinstance(item, Record) or self.where.admits(item.data)):
                     yield item
@@ -139,26 +147,17 @@ class FileSource(Source):
         return self.where.admits_key(key) and drawn(key, self.sample, self.sample_seed)
 
     def _mark(self) -> str:
-        """What fingerprints in a plan end with, so that what is planned is bound to `decides`: "" where all
-        have their defaults, as in plans that were made before there were such settings.
-        """
+        """What fingerprints in a plan end with, so that what is planned is bound to `decides`."""
         settings = self.model_dump(mode="json", include=set(self.decides), exclude_defaults=True)
-        if not settings:
-            return ""
-        text = json.dumps(settings, sort_keys=True)
+        text = json.dumps({**settings, "root": self._root()}, sort_keys=True)
         return MARK + hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
-    def _changed(self, url: str, planned: str, now: str) -> CorpusChanged:
-        """The error for a file that is not what it was, or is not read as it was."""
-        if unmarked(planned) == unmarked(now):
-            return CorpusChanged(
-                f"the corpus file {url} was planned with other settings than the job's ("
-                f"{', '.join(sorted(self.decides))}, or its name or weight in a mix): go back to them, or "
-                "label into a new store"
-            )
+    def _unbound(self, url: str) -> CorpusChanged:
+        """The error for a file whose records are not any more what they were when it was planned."""
         return CorpusChanged(
-            f"the corpus file {url} is no longer the one that was planned: restore it, or label into a new "
-            "store"
+            f"the corpus file {url} was planned with other settings than the job's ("
+            f"{', '.join(sorted(self.decides))}, or its name or weight in a mix): go back to them, or label "
+            "into a new store"
         )
 
     @contextmanager
@@ -186,19 +185,39 @@ class FileSource(Source):
             raise CorpusUnreadable(f"the corpus file {file.url} cannot be read: {error}") from error
 
     def name(self, url: str) -> str:
-        """A file's name in record keys: relative to the common root of the configured URLs."""
+        """A file's name in record keys: relative to the root, or its whole URL where it is not below that."""
+        return below(self._root(), url)
+
+    def names(self, unit: Unit) -> list[str]:
+        """The `name` of each slice's file."""
+        root = self._root()
+        return [below(root, part.url) for part in unit.slices]
+
+    def _root(self) -> str:
+        if self.root is not None:
+            return absolute(self.root)
         roots = [fixed(absolute(item))[0].split("/") for item in self.urls]
-        root = "/".join(
+        return "/".join(
             column[0] for column in takewhile(lambda c: len(set(c)) == 1, zip(*roots, strict=False))
         )
-        if url == root:
-            return url.rpartition("/")[2]
-        return url[len(root) + 1 :] if url.startswith(f"{root}/") else url
+
+
+def below(root: str, url: str) -> str:
+    """A URL relative to a root, or whole where it is not below that; the last name of the root itself."""
+    if url == root:
+        return url.rpartition("/")[2]
+    return url[len(root) + 1 :] if url.startswith(f"{root}/") else url
 
 
 def unmarked(fingerprint: str) -> str:
     """A planned fingerprint without the settings it is bound to."""
-    return re.sub(rf"({MARK}[0-9a-f]{{16}})?(@[a-z0-9_-]+)?$", "", fingerprint)
+    return BOUND.sub("", fingerprint)
+
+
+def _another(url: str) -> CorpusChanged:
+    return CorpusChanged(
+        f"the corpus file {url} is no longer the one that was planned: restore it, or label into a new store"
+    )
 
 
 def whole(file: File) -> Slice:

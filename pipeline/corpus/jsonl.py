@@ -109,9 +109,10 @@ class JsonLines(ColumnFiles):
             return refuse(f"no JSON: {error}")
         if not isinstance(item, dict):
             return refuse(f"a JSON {type(item).__name__} in place of an object")
-        compared = {column: value_of(item, column) for column in self.where.equals}
-        if not self.where.admits_columns({name: v for name, v in compared.items() if v is not MISSING}):
-            return Filtered(position, row)
+        if self.where.equals:
+            compared = {column: value_of(item, column) for column in self.where.equals}
+            if not self.where.admits_columns({name: v for name, v in compared.items() if v is not MISSING}):
+                return Filtered(position, row)
         data = {}
         for field, column in self.fields.items():
             data[field] = value = value_of(item, column)
@@ -123,8 +124,9 @@ class JsonLines(ColumnFiles):
             key = value_of(item, self.key_column)
             if isinstance(key, bool) or not isinstance(key, str | int):
                 return refuse(f"key column {self.key_column!r} is {_kind(key)}")
-        if not all(_encodes(str(value)) for value in (key, *data.values())):
-            return refuse("a lone surrogate, which is no Unicode text")
+        for value in (key, *data.values()):
+            if isinstance(value, str) and not _encodes(value):
+                return refuse("a lone surrogate, which is no Unicode text")
         return Record(str(key), row, data)
 
 

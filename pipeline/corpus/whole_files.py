@@ -8,6 +8,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Generator, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from itertools import compress
 from typing import Any
 
 from pydantic import PositiveInt
@@ -38,14 +39,11 @@ class WholeFiles(FileSource):
         return pack(((whole(file), file.size, file.size) for file in files), self.unit_bytes)
 
     def records(self, unit: Unit) -> Generator[Read, None, None]:
-        chosen = [(row, part) for row, part in enumerate(unit.slices) if self.chooses(self.name(part.url))]
-        contents = self._contents([part for _, part in chosen])
-        last = 0
-        for (row, part), data in zip(chosen, contents, strict=True):
-            yield from self._left_out(unit, last, row)
-            yield self._record(self.name(part.url), row, part, data)
-            last = row + 1
-        yield from self._left_out(unit, last, len(unit.slices))
+        keys = self.names(unit)
+        chosen = [self.chooses(key) for key in keys]
+        contents = self._contents(list(compress(unit.slices, chosen)))
+        for row, (key, part, is_chosen) in enumerate(zip(keys, unit.slices, chosen, strict=True)):
+            yield self._record(key, row, part, next(contents)) if is_chosen else Filtered(key, row)
 
     @abstractmethod
     def value(self, data: bytes) -> Mapping[str, Any] | None:
@@ -55,11 +53,6 @@ class WholeFiles(FileSource):
         """What a file is that has more than `max_file_bytes`."""
         reason = f"{part.url} has {part.size} bytes, more than max_file_bytes ({self.max_file_bytes})"
         return Quarantined(key, row, None, "too_large", reason)
-
-    def _left_out(self, unit: Unit, start: int, stop: int) -> Iterator[Filtered]:
-        """Files that are not opened, because their keys are not chosen."""
-        for row in range(start, stop):
-            yield Filtered(self.name(unit.slices[row].url), row)
 
     def _record(self, key: str, row: int, part: Slice, data: bytes | None) -> Read:
         if data is None:

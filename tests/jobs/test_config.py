@@ -37,7 +37,11 @@ def job(tmp_path: Path) -> Path:
     [
         ("corpus.urlz=x", 'corpus.urlz: unknown key (did you mean "urls"?)'),
         ("corpus.kind=txt", 'corpus.kind: unknown "txt" (did you mean "text"?)'),
-        ("corpus={urls: [a]}", "corpus.kind: missing (one of arrays, jsonl, parquet, text)"),
+        (
+            "corpus={urls: [a]}",
+            "corpus.kind: missing (one of arrays, arrow, audio, images, jsonl, mix, parquet, source_tree, "
+            "text, webdataset, zarr)",
+        ),
         ("corpus.urls=a", 'corpus.urls: should be a list, got "a"'),
         ("labl.engine=ray", 'labl: unknown key (did you mean "label"?)'),
         ("label.replicas.maximum=3", "label.replicas.maximum: unknown key"),

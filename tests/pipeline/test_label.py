@@ -15,6 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from jobs.inspection import describe_row
+from pipeline.corpus import TextFiles
 from pipeline.job import LabelJob
 from pipeline.label import Cancelled, Labeller
 from pipeline.prepare import prepare
@@ -148,6 +149,28 @@ def test_what_cannot_be_read_or_is_empty_is_quarantined_with_its_reason(make_job
     commits = list(store.commits())
     assert sum(commit.records for commit in commits) == 4
     assert sum(commit.failures for commit in commits) == 1
+
+
+def test_what_the_corpus_filters_leave_out_is_counted_and_nothing_else_of_the_store_changes(
+    make_job: MakeJob,
+) -> None:
+    job, everything = make_job(store="some"), label_all(make_job(store="all"))
+    where = {"key_not": "^000[37]", "length": {"text": {"min": 100}}}
+    some = TextFiles.model_validate({**job.corpus.model_dump(), "where": where})
+    store = label_all(job.model_copy(update={"corpus": some}))
+    rows, wanted = rows_of(store), rows_of(everything)
+    chosen = [i for i, key in enumerate(wanted.keys) if key in set(rows.keys)]
+    assert 0 < len(chosen) < len(wanted)
+    assert rows.keys == wanted.take(np.array(chosen)).keys
+    assert rows.row.tolist() == wanted.take(np.array(chosen)).row.tolist()
+    commits = list(store.commits())
+    assert sum(commit.records + commit.filtered for commit in commits) == 40
+    assert sum(commit.filtered for commit in commits) == 40 - len(set(rows.keys))
+    assert quarantined(store) == []
+    store.compact()
+    assert sorted(Store.open(store.url).commits(), key=lambda c: c.unit) == sorted(
+        commits, key=lambda c: c.unit
+    )
 
 
 @pytest.mark.parametrize("teacher", [{"raise_on": 1}, {"nan_on": 1}])

@@ -1,4 +1,4 @@
-"""Arrow as a corpus: every row once, whatever the batches; saved datasets; no file that crashes the reader."""
+"""Arrow as a corpus: every row once, whatever the batches; saved datasets; no crash of the reader."""
 
 from __future__ import annotations
 

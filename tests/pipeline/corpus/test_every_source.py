@@ -216,7 +216,7 @@ def test_another_filter_over_planned_files_is_reported_never_applied_to_the_rest
             lambda s=changed: list(s.read(units[0])),
         ):
             with pytest.raises(
-                CorpusChanged, match=r"planned with other settings .*sample, sample_seed, .*where"
+                CorpusChanged, match=r"planned with other settings .*root, sample, sample_seed, .*where"
             ):
                 act()
 
@@ -231,7 +231,7 @@ def test_every_setting_binds_the_plan_or_only_says_where_files_are_and_how_they_
     assert set(type(source).model_fields) <= source.decides | free | limits  # type: ignore[attr-defined]
 
 
-@of(lambda corpus: corpus.name in ("text", "saved dataset", "tar", "mix"))
+@of(lambda corpus: corpus.name in ("saved dataset", "tar", "mix"))
 def test_a_job_resumes_in_the_middle_and_labels_only_what_was_added(
     corpus: Corpus, folder: Path, make_job: Callable[..., LabelJob]
 ) -> None:

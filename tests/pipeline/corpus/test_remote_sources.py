@@ -12,9 +12,22 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.corpus import ArrayFiles, JsonLines, ParquetFiles, Record, TextFiles
+from pipeline.corpus import (
+    ArrayFiles,
+    ArrowFiles,
+    ImageFiles,
+    JsonLines,
+    ParquetFiles,
+    Record,
+    TextFiles,
+    WebDatasetTars,
+    ZarrArrays,
+)
 from pipeline.corpus.files import FileSource
 from pipeline.targets.errors import CorpusUnreadable
+from tests.pipeline.corpus.corpora import ROWS, save_dataset, save_tar, table, zarrs
+
+write_zarr = zarrs(3)
 
 TEXTS = [f"text {i} " * 20 for i in range(300)]
 LINES = "\n".join(json.dumps({"text": text}) for text in TEXTS).encode()
@@ -28,6 +41,12 @@ def make(folder: Path) -> None:
     pq.write_table(pa.table({"text": TEXTS}), folder / "e.parquet", row_group_size=100)
     np.save(folder / "f.npy", np.arange(600).reshape(300, 2))
     np.savez_compressed(folder / "g.npz", x=np.arange(600).reshape(300, 2))
+    save_dataset(table(list(TEXTS)), folder, 7)
+    save_tar(folder / "h.tar", list(TEXTS))
+    save_tar(folder / "h.tar.gz", list(TEXTS))
+    for number in range(20):
+        (folder / f"{number:02}.png").write_bytes(b"png" * number)
+    write_zarr(folder, 8)
 
 
 def contents(source: FileSource) -> list[tuple[str, int, str]]:
@@ -43,6 +62,10 @@ def everything(url: str, options: dict[str, Any]) -> list[list[tuple[str, int, s
         contents(ParquetFiles(urls=[url], options=options, unit_rows=70)),
         contents(ArrayFiles(urls=[url], options=options, unit_rows=70)),
         contents(TextFiles(urls=[url], options=options, pattern="*.txt")),
+        contents(ArrowFiles(urls=[url], options=options, unit_bytes=9000)),
+        contents(WebDatasetTars(urls=[url], options=options, unit_bytes=90_000)),
+        contents(ImageFiles(urls=[url], options=options, unit_bytes=100)),
+        contents(ZarrArrays(urls=[url], options=options, unit_rows=4)),
     ]
 
 
@@ -50,13 +73,15 @@ def test_an_object_store_and_a_disk_give_the_same_records(
     tmp_path: Path, s3_bucket_url: tuple[str, dict[str, Any]]
 ) -> None:
     s3fs = pytest.importorskip("s3fs")
+    pytest.importorskip("zarr")
     url, options = s3_bucket_url
     make(tmp_path)
     fs = s3fs.S3FileSystem(**options)
-    for path in tmp_path.iterdir():
-        fs.put(str(path), f"{url}/{path.name}")
+    for path in tmp_path.rglob("*"):
+        if path.is_file():
+            fs.put(str(path), f"{url}/{path.relative_to(tmp_path)}")
     local, remote = everything(str(tmp_path), {}), everything(url, options)
-    assert [len(items) for items in local] == [900, 300, 600, 1]
+    assert [len(items) for items in local] == [900, 300, 600, 1, 300, 600, 20, ROWS]
     assert remote == local
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,6 +11,8 @@ import pytest
 from pipeline.targets import Storage, Store
 from pipeline.targets.manifest import manifest_name
 from tests.pipeline.targets.store.places import Place, again, names
+
+GOLDEN = Path(__file__).parents[3] / "golden"
 
 
 def test_compaction_changes_nothing_but_the_number_of_files(store: Store, place: Place, kit: Any) -> None:
@@ -27,6 +31,18 @@ def test_compaction_changes_nothing_but_the_number_of_files(store: Store, place:
     assert store.find("ff" * 16) is None
     assert store.compact() == 6
     assert names(store, "manifest/") == [manifest_name(n) for n in (1, 2, 3)]
+
+
+def test_a_manifest_from_before_there_were_filters_is_read_and_compacted_on(tmp_path: Path, kit: Any) -> None:
+    golden = next(path.parents[1] for path in sorted(GOLDEN.rglob("manifest/00000001.parquet")))
+    shutil.copytree(golden, tmp_path / "store")
+    store = Store.open(str(tmp_path / "store"))
+    before = list(store.commits())
+    assert before
+    assert {commit.filtered for commit in before} == {0}
+    unit = before[0].unit
+    store.discard({unit})
+    assert list(Store.open(store.url).commits()) == before[1:]
 
 
 def test_a_compaction_killed_before_it_deleted_counts_no_unit_twice(
