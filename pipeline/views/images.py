@@ -210,7 +210,7 @@ class Images(Views):
     kind: Literal["images"] = "images"
     """Crops of images."""
 
-    field: str = "bytes"
+    field: str = "image"
     """The field of a record that holds the image file (JPEG, PNG, WebP, BMP), or its pixels as an array uint8
     [height, width, 3]. EXIF orientation is applied, alpha is dropped, grey becomes RGB."""
 
