@@ -92,7 +92,7 @@ class Replayer:
                         rows,
                         i,
                         "the corpus renders to something else than the teacher saw (the digests differ): the "
-                        f"file has changed, or libraries are not {self._store.spec.views.get('decoder')}",
+                        f"file has changed, or libraries are not {self._replay.decoder}",
                     )
                 yield inputs
                 i += 1
