@@ -13,7 +13,7 @@ from pipeline.targets.errors import SpecMismatch
 from pipeline.targets.replay.audio import AudioReplay
 from pipeline.targets.replay.base import Partner, Replay, Unrenderable, declared
 from pipeline.targets.replay.images import ImageReplay
-from pipeline.targets.replay.ledger import RECORDED, keeps_ledger
+from pipeline.targets.replay.ledger import DIGEST, LEDGER, RECORDED, keeps_ledger
 from pipeline.targets.spec import Spec
 
 
@@ -55,6 +55,8 @@ def replayed(spec: Spec) -> Spec:
 
 
 __all__ = [
+    "DIGEST",
+    "LEDGER",
     "RECORDED",
     "Partner",
     "Replay",
