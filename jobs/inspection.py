@@ -18,6 +18,7 @@ from jobs.totals import Extent, Totals, targets_are
 from pipeline.targets.decoded import EmbeddingTargets, Targets
 from pipeline.targets.errors import SpecMismatch, UserError
 from pipeline.targets.ragged import Ragged
+from pipeline.targets.replay import DIGEST, LEDGER, keeps_ledger
 from pipeline.targets.rows import Rows
 from pipeline.targets.tokenizer import TokenizerFile
 
@@ -121,7 +122,9 @@ def describe_row(
         "row": int(row.row[0]),
         "view": int(row.view[0]),
         "views": int(row.views[0]),
-        "inputs": {name: _plain(value) for name, value in row.inputs.items()},
+        "inputs": {
+            name: recorded(name, spec, value[0]) or _plain(value) for name, value in row.inputs.items()
+        },
         "heads": {},
     }
     tokens = _tokens(row)
@@ -199,6 +202,15 @@ def _names(spec: Spec, size: int) -> Sequence[str] | None:
     """Names of the classes, where the teacher's description has them."""
     names = spec.teacher.get("labels")
     return names if isinstance(names, list) and len(names) == size else None
+
+
+def recorded(name: str, spec: Spec, stored: npt.NDArray[Any]) -> str | None:
+    """What is recorded of a view in words: its ledger entry, the digest's digits; None for other inputs."""
+    if not keeps_ledger(spec):
+        return None
+    if name == LEDGER.name:
+        return stored.tobytes().decode(errors="replace")
+    return stored.tobytes().hex() if name == DIGEST.name else None
 
 
 def _plain(value: npt.NDArray[Any] | Ragged) -> Any:

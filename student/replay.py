@@ -15,7 +15,7 @@ import numpy as np
 
 from pipeline.targets.commit import Commit
 from pipeline.targets.errors import CorruptShard, SpecMismatch
-from pipeline.targets.ragged import Array
+from pipeline.targets.ragged import Array, Ragged
 from pipeline.targets.replay import Unrenderable, ledger, replay_of, replayed
 from pipeline.targets.rows import Rows
 from pipeline.targets.store import Store
@@ -42,26 +42,31 @@ class Replayer:
         Raises SpecMismatch naming store, shard and key when the corpus has another record in a row's place or
         none, or when it renders to something else than the teacher saw; and what reading the corpus raises.
         """
-        rendered: list[dict[str, Array]] = []
+        inputs = {
+            item.name: np.empty((len(rows), *item.item_shape), dtype=item.dtype)
+            for item in self._replay.inputs
+        }
+        at = 0
         held: OrderedDict[int, tuple[str, Mapping[str, Any]]] = OrderedDict()
         with closing(self._records(commit.unit)) as records:  # type: ignore[type-var]
             for row, key, data in records:
-                first = len(rendered)
-                if first == len(rows):
+                if at == len(rows):
                     break
-                if rows.row[first] == row:
-                    if rows.keys[first] != key:
-                        raise self._refusal(commit, rows, first, f"the corpus has {key!r} in its place")
-                    rendered += self._record(rows, commit, first, data, held)
+                if rows.row[at] == row:
+                    if rows.keys[at] != key:
+                        raise self._refusal(commit, rows, at, f"the corpus has {key!r} in its place")
+                    for rendered in self._record(rows, commit, at, data, held):
+                        for name, array in rendered.items():
+                            inputs[name][at] = array
+                        at += 1
                 held[row] = key, data
                 while len(held) > self._replay.reach:
                     held.popitem(last=False)
-        if len(rendered) < len(rows):
-            raise self._refusal(commit, rows, len(rendered), "the corpus has no such record in its place")
-        stacked = {item.name: np.stack([row[item.name] for row in rendered]) for item in self._replay.inputs}
-        inputs = {**stacked, **rows.inputs}
+        if at < len(rows):
+            raise self._refusal(commit, rows, at, "the corpus has no such record in its place")
+        both: Mapping[str, Array | Ragged] = {**inputs, **rows.inputs}
         return dataclasses.replace(
-            rows, spec=self.spec, inputs={item.name: inputs[item.name] for item in self.spec.inputs}
+            rows, spec=self.spec, inputs={item.name: both[item.name] for item in self.spec.inputs}
         )
 
     def _record(
@@ -92,7 +97,7 @@ class Replayer:
                         rows,
                         i,
                         "the corpus renders to something else than the teacher saw (the digests differ): the "
-                        f"file has changed, or libraries are not {self._store.spec.views.get('decoder')}",
+                        f"file has changed, or libraries are not {self._replay.decoder}",
                     )
                 yield inputs
                 i += 1

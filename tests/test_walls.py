@@ -16,8 +16,8 @@ def loaded_by(statement: str) -> set[str]:
 
 
 def test_the_contract_loads_only_numpy_pyarrow_and_fsspec() -> None:
-    modules = loaded_by("import pipeline.targets.store, pipeline.targets.rows")
-    assert not modules & (HEAVY | {"pydantic", "typer", "rich", "yaml"})
+    modules = loaded_by("import pipeline.targets.store, pipeline.targets.rows, pipeline.targets.replay")
+    assert not modules & (HEAVY | {"pydantic", "typer", "rich", "yaml", "PIL", "scipy", "soundfile"})
 
 
 @pytest.mark.parametrize("statement", ["import pipeline.job", "import jobs.cli"])

@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from jobs.distributions import Distribution, Distributions, distributions
+from jobs.inspection import recorded
 from jobs.viewer.pictures import draw, is_picture
 from pipeline.targets.decoded import (
     DenseTargets,
@@ -101,7 +102,8 @@ class Builder:
                 png = base64.b64encode(picture.png).decode()
                 out["pictures"].append({"name": item.name, "png": png, "note": picture.note})
             else:
-                out["inputs"].append(f"{item.name}: {_described(array)}")
+                said = recorded(item.name, self.spec, array) or _described(array)
+                out["inputs"].append(f"{item.name}: {said}")
         if ids is not None:
             shown = ids[: self.tokens].tolist()
             texts = pieces(self.tokenizer, shown) if self.tokenizer else [f"{number} " for number in shown]

@@ -44,7 +44,7 @@ class Audio(Views):
     kind: Literal["audio"] = "audio"
     """Windows of recordings."""
 
-    field: str = "bytes"
+    field: str = "audio"
     """The field of a record that holds a wav or flac file. Channels are averaged."""
 
     rate: int = Field(default=16_000, ge=1_000, le=384_000)

@@ -210,7 +210,7 @@ class Images(Views):
     kind: Literal["images"] = "images"
     """Crops of images."""
 
-    field: str = "bytes"
+    field: str = "image"
     """The field of a record that holds the image file (JPEG, PNG, WebP, BMP), or its pixels as an array uint8
     [height, width, 3]. EXIF orientation is applied, alpha is dropped, grey becomes RGB."""
 
@@ -250,8 +250,8 @@ class Images(Views):
     std: tuple[PositiveFloat, PositiveFloat, PositiveFloat] = (0.229, 0.224, 0.225)
     """Of red, green and blue; for float32."""
 
-    max_pixels: PositiveInt = 64_000_000
-    """Larger images are quarantined before they are decoded."""
+    max_pixels: PositiveInt = Field(default=64_000_000, le=178_000_000)
+    """Larger images are quarantined before they are decoded. Pillow itself goes no further than the bound."""
 
     seed: int = 0
     """Of every parameter that is drawn."""

@@ -28,7 +28,7 @@ from student.replay import Records, Replayer
 from student.student import Student, restore
 from student.train import train
 from tests.pipeline.views.pictures import encoded
-from tests.pipeline.views.stores import RECORDS, labelled, tiny_teacher
+from tests.pipeline.views.stores import RECORDS, captioned, labelled, seeing_teacher, tiny_teacher
 from tests.student.runs import same, weights
 
 MakeStore = Callable[..., tuple[LabelJob, Store]]
@@ -89,6 +89,19 @@ def test_batches_from_the_corpus_are_those_of_stored_inputs_to_the_bit(
         assert set(ours.inputs) == {name}
         count += len(ours)
     assert count == replayed.rows
+
+
+def test_of_images_with_texts_tokens_are_stored_and_pixels_replayed(tmp_path: Path) -> None:
+    job, omitted = captioned(tmp_path, "omit")
+    _, embedded = captioned(tmp_path, "embed")
+    assert [item.name for item in omitted.spec.inputs] == ["tokens", "ledger", "digest"]
+    replayed, stored = reader(omitted, CorpusRecords(omitted, job.corpus)), reader(embedded)
+    assert replayed.spec.inputs == stored.spec.inputs
+    teacher = seeing_teacher()
+    for ours, theirs in zip(replayed.epoch(0), stored.epoch(0), strict=True):
+        assert_same(ours, theirs)
+        said = ours.pick(teacher(ours.inputs["tokens"], ours.inputs["image"]), "logits")
+        torch.testing.assert_close(said, ours.targets["logits"].logits)  # type: ignore[union-attr]
 
 
 def test_the_teacher_says_of_a_replayed_view_what_is_stored(label: MakeStore) -> None:

@@ -11,12 +11,22 @@ from typing import Any
 
 from pipeline.targets.errors import SpecMismatch
 from pipeline.targets.replay.audio import AudioReplay
-from pipeline.targets.replay.base import Partner, Replay, Unrenderable
+from pipeline.targets.replay.base import Partner, Replay, Unrenderable, declared
 from pipeline.targets.replay.images import ImageReplay
-from pipeline.targets.replay.ledger import RECORDED, keeps_ledger
+from pipeline.targets.replay.ledger import DIGEST, LEDGER, RECORDED, keeps_ledger
 from pipeline.targets.spec import Spec
 
-REPLAYS: Mapping[str, Callable[[Mapping[str, Any]], Replay]] = {"images": ImageReplay, "audio": AudioReplay}
+
+def _image_of(views: Mapping[str, Any]) -> Replay:
+    """Of views with a text, which is stored."""
+    return ImageReplay(declared(views, "image", dict))
+
+
+REPLAYS: Mapping[str, Callable[[Mapping[str, Any]], Replay]] = {
+    "audio": AudioReplay,
+    "image_text": _image_of,
+    "images": ImageReplay,
+}
 
 
 def replay_of(spec: Spec) -> Replay:
@@ -45,6 +55,8 @@ def replayed(spec: Spec) -> Spec:
 
 
 __all__ = [
+    "DIGEST",
+    "LEDGER",
     "RECORDED",
     "Partner",
     "Replay",

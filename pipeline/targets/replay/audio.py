@@ -44,6 +44,7 @@ class AudioReplay(Replay):
         """views: the store's description. Raises SpecMismatch where it is none of audio."""
         self.field, self.rate = declared(views, "field", str), declared(views, "rate", int)
         self.window = declared(views, "window", int)
+        self.decoder = declared(views, "decoder", str)
         self.max_seconds = declared(views, "max_seconds", float, int)
         mel = declared(views, "log_mel", dict, type(None))
         try:

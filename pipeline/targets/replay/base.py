@@ -45,6 +45,9 @@ class Replay(ABC):
     reach: int = 0
     """How many records before its own a view's partner may be."""
 
+    decoder: str = ""
+    """The libraries that the teacher's side rendered with."""
+
     @abstractmethod
     def decode(self, data: Mapping[str, Any]) -> Any:
         """A record's data, ready to be rendered any number of times. Raises Unrenderable."""

@@ -47,7 +47,7 @@ class ImageReplay(Replay):
         """views: the store's description. Raises SpecMismatch where it is none of images."""
         self.field, self.name = declared(views, "field", str), declared(views, "name", str)
         self.size, self.max_pixels = declared(views, "size", int), declared(views, "max_pixels", int)
-        self.reach = declared(views, "reach", int)
+        self.reach, self.decoder = declared(views, "reach", int), declared(views, "decoder", str)
         self._resample = declared(views, "resample", str)
         if self._resample not in FILTERS:
             raise SpecMismatch(

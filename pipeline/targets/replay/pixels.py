@@ -65,28 +65,19 @@ def sharpness(pixels: Pixels, factor: int) -> Pixels:
 def hue(pixels: Pixels, shift: int) -> Pixels:
     """Hues turned by shift / TURN of the circle; value and chroma of the hexcone model (Smith 1978) stay."""
     red, green, blue = (pixels[..., c].astype(np.int32) for c in range(3))
-    high, low = pixels.max(-1).astype(np.int32), pixels.min(-1).astype(np.int32)
+    high = np.maximum(np.maximum(red, green), blue)
+    low = np.minimum(np.minimum(red, green), blue)
     chroma = high - low
-    over = np.where(chroma == 0, 1, chroma)
-    angle = np.where(
-        high == red,
-        _rounded(256 * (green - blue), over),
-        np.where(
-            high == green,
-            512 + _rounded(256 * (blue - red), over),
-            1024 + _rounded(256 * (red - green), over),
-        ),
-    )
-    sector, part = np.divmod((angle + shift) % TURN, 256)
-    moved = (chroma * part + 128) >> 8
-    falling, rising = high - moved, low + moved
-    channels = (
-        (high, falling, low, low, rising, high),
-        (rising, high, high, falling, low, low),
-        (low, low, rising, high, high, falling),
-    )
-    turned = [np.choose(sector, choices) for choices in channels]
-    return np.stack(turned, axis=-1).astype(np.uint8)
+    by_red, by_green = high == red, high == green
+    numerator = np.where(by_red, green - blue, np.where(by_green, blue - red, red - green))
+    first = np.where(by_red, 0, np.where(by_green, TURN // 3, 2 * TURN // 3))
+    angle = first + _rounded(256 * numerator, np.maximum(chroma, 1)) + shift
+    out = np.empty_like(pixels)
+    for channel, offset in enumerate((5, 3, 1)):
+        place = (256 * offset + angle) % TURN
+        below = np.minimum(place, 1024 - place).clip(0, 256)  # how far the channel is below the highest
+        out[..., channel] = high - ((chroma * below + 128) >> 8)
+    return out
 
 
 def autocontrast(pixels: Pixels) -> Pixels:

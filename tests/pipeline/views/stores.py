@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Generator, Iterator, Mapping
 from contextlib import closing
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import soundfile
 import torch
 
+from pipeline.corpus.base import NOTHING_PLANNED, Record, Source
 from pipeline.job import LabelJob
 from pipeline.label import Labeller
 from pipeline.prepare import prepare
 from pipeline.targets.store import Store
+from pipeline.targets.unit import Slice, Unit
 from tests.pipeline.views.pictures import encoded, picture
 
 RECORDS = 40
@@ -105,9 +108,79 @@ def labelled(
         },
         "label": {"max_quarantined": 0.1, "batching": {"window": 10, "budget": 7}},
     }
-    job = LabelJob.model_validate(settings)
+    return done(LabelJob.model_validate(settings))
+
+
+def done(job: LabelJob) -> tuple[LabelJob, Store]:
+    """The job, and its store with all units labelled."""
     store = prepare(job)
     with closing(Labeller(job)) as labeller:
         for unit in store.pending():
             labeller.label(unit)
     return job, store
+
+
+class Captioned(Source):
+    """Records of an image and a text, made from their number. One file stands for them."""
+
+    kind: Literal["captioned"] = "captioned"
+
+    def units(self, planned: Mapping[str, str] = NOTHING_PLANNED) -> Iterator[Unit]:
+        for start in range(0, RECORDS, 16):
+            yield Unit((Slice("memory", start, min(start + 16, RECORDS), RECORDS, "f"),), 16)
+
+    def read(self, unit: Unit) -> Generator[Record, None, None]:
+        (part,) = unit.slices
+        for row, i in enumerate(range(part.start, part.stop)):
+            text = " ".join(f"w{(i * 7 + j) % 50}" for j in range(2 + i % 9))
+            yield Record(f"{i}", row, {"image": FILES["images"][i], "text": text})
+
+
+def seeing_teacher() -> torch.nn.Module:
+    """Logits [views, L, 51] of next tokens, given an image [views, 3, 8, 8]."""
+
+    class Seeing(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.token, self.image = torch.nn.Embedding(51, 51), torch.nn.Linear(192, 51)
+
+        def forward(self, tokens: torch.Tensor, image: torch.Tensor) -> torch.Tensor:
+            seen: torch.Tensor = self.image(image.float().flatten(1) / 255)
+            said: torch.Tensor = self.token(tokens)
+            return said + seen[:, None]
+
+    torch.manual_seed(0)
+    return Seeing()
+
+
+def captioned(folder: Path, inputs: str) -> tuple[LabelJob, Store]:
+    """A job of 40 images with texts, each image in 3 views, and its store."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    vocabulary = {f"w{i}": i for i in range(50)} | {"?": 50}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="?"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.save(str(folder / "tokenizer.json"))
+    image = {name: value for name, value in KINDS["images"].items() if name not in ("mix", "field")}
+    settings = {
+        "corpus": {"kind": "text", "urls": ["replaced below"]},
+        "views": {
+            "kind": "image_text",
+            "image": image,
+            "text": {"tokenizer": str(folder / "tokenizer.json"), "length": 6},
+        },
+        "teacher": {
+            "kind": "torch",
+            "factory": "tests.pipeline.views.stores:seeing_teacher",
+            "heads": {"logits": 51},
+            "positions": "next_token",
+            "device": "cpu",
+        },
+        "store": {
+            "url": str(folder / f"captioned-{inputs}"),
+            "heads": {"logits": {"kind": "dense", "dtype": "float32"}},
+            "inputs": inputs,
+        },
+        "label": {"batching": {"budget": 64}},
+    }
+    return done(LabelJob.model_validate(settings).model_copy(update={"corpus": Captioned()}))

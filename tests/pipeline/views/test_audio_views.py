@@ -23,7 +23,7 @@ def recording(samples: int, rate: int = 8000) -> Record:
     file = io.BytesIO()
     values = np.random.default_rng(samples).normal(0, 0.1, samples)
     soundfile.write(file, values, rate, format="WAV")
-    return Record("a.wav", 0, {"bytes": file.getvalue()})
+    return Record("a.wav", 0, {"audio": file.getvalue()})
 
 
 def renderer(**changes: Any) -> AudioRenderer:
@@ -75,7 +75,7 @@ def test_a_replayed_view_is_the_view_to_the_bit(log_mel: dict[str, int] | None) 
 
 def test_a_broken_file_is_rejected_by_its_key() -> None:
     with pytest.raises(Rejected, match=r"^a\.wav is no wav or flac file"):
-        renderer().render(Record("a.wav", 0, {"bytes": b"none"}))
+        renderer().render(Record("a.wav", 0, {"audio": b"none"}))
     with pytest.raises(Rejected, match=r"^a\.wav has no samples") as caught:
         renderer().render(recording(0))
     assert caught.value.code == "empty"

@@ -37,7 +37,7 @@ def renderer(**changes: Any) -> ImageRenderer:
 
 
 def records(count: int) -> list[Record]:
-    return [Record(f"{i}.png", i, {"bytes": encoded(picture(i))}) for i in range(count)]
+    return [Record(f"{i}.png", i, {"image": encoded(picture(i))}) for i in range(count)]
 
 
 def rendered(loaded: ImageRenderer, corpus: list[Record]) -> list[list[View]]:
@@ -88,7 +88,7 @@ def test_without_mixing_a_view_hangs_on_its_record_alone() -> None:
 
 def test_the_first_record_and_one_after_broken_files_stay_unmixed() -> None:
     loaded, (first, second) = renderer(mix={}), records(2)
-    broken = Record("broken", 0, {"bytes": b"none"})
+    broken = Record("broken", 0, {"image": b"none"})
     assert all("mix" not in entry(view) for view in loaded.render(first))
     assert all("mix" not in entry(view) for view in loaded.render(second, [broken]))
     assert all("mix" in entry(view) for view in loaded.render(second, [first]))
@@ -159,7 +159,7 @@ def test_numbers_hang_on_the_name_alone() -> None:
 
 def test_a_broken_file_is_rejected_by_its_key() -> None:
     with pytest.raises(Rejected, match=r"^b\.png is no image of the formats") as caught:
-        renderer().render(Record("b.png", 0, {"bytes": b"\x00" * 50}))
+        renderer().render(Record("b.png", 0, {"image": b"\x00" * 50}))
     assert caught.value.code == "undecodable"
 
 

@@ -29,6 +29,7 @@ VIEWS: dict[str, Any] = {
     "window": 4000,
     "max_seconds": 10.0,
     "log_mel": None,
+    "decoder": "libsndfile",
 }
 
 Floats = npt.NDArray[np.float64]

@@ -27,6 +27,7 @@ VIEWS = {
     "size": 16,
     "max_pixels": 10_000,
     "reach": 0,
+    "decoder": "pillow",
     "resample": "bicubic",
     "dtype": "uint8",
     "mean": [0.5, 0.5, 0.5],
