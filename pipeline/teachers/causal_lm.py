@@ -7,12 +7,15 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+import numpy.typing as npt
+from pydantic import PositiveInt
 
 from pipeline.targets.errors import TeacherError
 from pipeline.teachers.base import Batch, Output
 from pipeline.teachers.devices import tensor
 from pipeline.teachers.logits import Logits, Projected, Projection
 from pipeline.teachers.pretrained import Pretrained, check_tokens, load_pretrained
+from pipeline.teachers.tensor_parallel import Group
 
 if TYPE_CHECKING:
     import torch
@@ -28,6 +31,9 @@ class CausalLM(Pretrained):
     kind: Literal["causal_lm"] = "causal_lm"
     """A causal language model."""
 
+    tensor_parallel: PositiveInt = 1
+    """Devices of a node that the model is cut over, by transformers' own plan for its architecture."""
+
     def load(self) -> CausalLMTeacher:
         return CausalLMTeacher(self)
 
@@ -35,8 +41,12 @@ class CausalLM(Pretrained):
 class CausalLMTeacher:
     """A loaded CausalLM. Its head's size is the width of the logits, often more than the tokenizer's ids."""
 
-    def __init__(self, config: CausalLM) -> None:
-        self.model, self.device, self.description = load_pretrained(config, "AutoModelForCausalLM")
+    def __init__(self, config: CausalLM, leads: bool = True) -> None:
+        """leads: false in the processes that a tensor-parallel teacher starts."""
+        self.group = Group(config) if config.tensor_parallel > 1 and leads else None
+        self.model, self.device, self.description = load_pretrained(
+            config, "AutoModelForCausalLM", tensor_parallel=config.tensor_parallel
+        )
         head = self.model.get_output_embeddings()
         if head is None:
             raise TeacherError(f"{config.path} has no language-model head")
@@ -45,21 +55,28 @@ class CausalLMTeacher:
 
     def __call__(self, batch: Batch) -> Mapping[str, torch.Tensor | Logits]:
         """Logits [views, L, V] in the model's dtype, of its hidden states if `find_projection` says how."""
-        import torch
-
-        check_tokens(self.model, batch.inputs["tokens"])
-        tokens = tensor(batch.inputs["tokens"], self.device)
-        given: dict[str, Any] = {"use_cache": False}
+        tokens, mask = batch.inputs["tokens"], None
+        check_tokens(self.model, tokens)
         if int(batch.lengths.min()) < tokens.shape[1]:
             # Padding stands at the end, where causal attention cannot look; the mask is for models that do
             # more than attend. Without it, attention may take its faster kernels.
-            mask = np.arange(tokens.shape[1]) < batch.lengths[:, None]
-            given["attention_mask"] = tensor(mask.astype(np.int64), self.device)
+            mask = (np.arange(tokens.shape[1]) < batch.lengths[:, None]).astype(np.int64)
+        if self.group is not None:
+            return {"logits": self.group.compute(self.forward, tokens, mask)}
+        return {"logits": self.forward(tokens, mask)}
+
+    def forward(self, tokens: npt.NDArray[Any], mask: npt.NDArray[np.int64] | None) -> torch.Tensor | Logits:
+        """tokens, mask: [views, L], the mask 1 where a token is; None if it is everywhere."""
+        import torch
+
+        given: dict[str, Any] = {"input_ids": tensor(tokens, self.device), "use_cache": False}
+        if mask is not None:
+            given["attention_mask"] = tensor(mask, self.device)
         with torch.inference_mode():
             if self.projection is None:
-                return {"logits": self.model(input_ids=tokens, **given).logits}
-            hidden = self.model.base_model(input_ids=tokens, **given).last_hidden_state
-            return {"logits": Projected(hidden, self.projection)}
+                logits: torch.Tensor = self.model(**given).logits
+                return logits
+            return Projected(self.model.base_model(**given).last_hidden_state, self.projection)
 
 
 def find_projection(model: Any) -> Projection | None:
@@ -73,6 +90,10 @@ def find_projection(model: Any) -> Projection | None:
     head, backbone = model.get_output_embeddings(), model.base_model
     if not isinstance(head, torch.nn.Linear) or backbone is model:
         return None
+    # Of a model that is cut over several devices, the head is put together again on each.
+    weight, bias = (
+        part.full_tensor() if hasattr(part, "full_tensor") else part for part in (head.weight, head.bias)
+    )
     said = model.config.get_text_config()
     scales = [1.0]
     for name in ("logit_scale", "logits_scaling"):
@@ -82,16 +103,16 @@ def find_projection(model: Any) -> Projection | None:
     # A configured cap first: on small logits it hardly shows.
     caps = [cap for cap in [getattr(said, "final_logit_softcapping", None)] if cap] + [None]
     length = min(PROBE, getattr(said, "max_position_embeddings", PROBE))
-    tokens = torch.arange(length, device=head.weight.device)[None] % len(head.weight)
+    tokens = torch.arange(length, device=model.device)[None] % len(weight)
     with torch.inference_mode():
         expected = model(input_ids=tokens, use_cache=False).logits.float()
         hidden = getattr(backbone(input_ids=tokens, use_cache=False), "last_hidden_state", None)
         if hidden is None or hidden.shape[-1] != head.in_features:
             return None
         spread = float(expected.nan_to_num().std())
-        tolerance = 1e-4 if head.weight.dtype == torch.float32 else 3e-2
+        tolerance = 1e-4 if weight.dtype == torch.float32 else 3e-2
         for cap, scale in itertools.product(caps, scales):
-            projection = Projection(head.weight, head.bias, scale, cap)
+            projection = Projection(weight, bias, scale, cap)
             logits = projection(hidden).float()
             if torch.allclose(logits, expected, rtol=tolerance, atol=tolerance * spread, equal_nan=True):
                 return projection

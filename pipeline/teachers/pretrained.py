@@ -36,12 +36,13 @@ class Pretrained(TeacherConfig):
 
 
 def load_pretrained(
-    config: Pretrained, auto_class: str, unused: tuple[str, ...] = ()
+    config: Pretrained, auto_class: str, unused: tuple[str, ...] = (), tensor_parallel: int = 1
 ) -> tuple[Any, torch.device, dict[str, Any]]:
     """The model in evaluation mode on its device, and its description for the spec.
 
     auto_class: for example "AutoModelForCausalLM". unused: how the names of weights begin that may be absent
-    from the files, for nothing of theirs is asked. Raises UserError when the path is no model directory,
+    from the files, for nothing of theirs is asked. tensor_parallel: processes of this one's group that the
+    model is cut over. Raises UserError when the path is no model directory,
     TeacherError when the model does not load, or when the files lack some of its weights: transformers would
     draw those at random and only warn.
     """
@@ -50,7 +51,13 @@ def load_pretrained(
 
     folder = model_directory(config.path)
     device = device_of(config.device)
-    attention = {} if config.attention == "default" else {"attn_implementation": config.attention}
+    given: dict[str, Any] = {}
+    if config.attention != "default":
+        given["attn_implementation"] = config.attention
+    if tensor_parallel > 1:
+        from transformers.distributed import DistributedConfig
+
+        given["distributed_config"] = DistributedConfig(tp_size=tensor_parallel)
     try:
         with _no_progress_bar():
             model, info = getattr(transformers, auto_class).from_pretrained(
@@ -60,7 +67,7 @@ def load_pretrained(
                 use_safetensors=True,
                 dtype=getattr(torch, config.dtype),
                 output_loading_info=True,
-                **attention,
+                **given,
             )
     except Exception as error:
         reason = str(error).strip().partition("\n")[0]
@@ -72,7 +79,8 @@ def load_pretrained(
             f"{', …' if len(missing) > 3 else ''}): it was saved as another kind of model"
         )
     try:
-        model = model.to(device).eval().requires_grad_(False)
+        # What is cut over devices is on them already.
+        model = (model if tensor_parallel > 1 else model.to(device)).eval().requires_grad_(False)
     except RuntimeError as error:
         raise TeacherError(f"{config.path} does not fit on {device}: {error}") from error
     with open(f"{folder}/config.json", "rb") as file:
@@ -83,7 +91,7 @@ def load_pretrained(
         "dtype": config.dtype,
         "fingerprint": directory_fingerprint(folder),
     }
-    return model, device, description
+    return model, model.device, description
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import warnings
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
@@ -171,6 +173,29 @@ def test_members_may_pad_their_logits_of_next_tokens_differently() -> None:
         found = answer.first(7).whole().double().softmax(-1)
         log_p = sum(each) / 3 if average == "logits" else sum(z.softmax(-1) for z in each).log()
         torch.testing.assert_close(found, log_p.softmax(-1), rtol=1e-5, atol=1e-6)
+
+
+def test_the_example_in_the_documentation_works_as_it_stands(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = (Path(__file__).parents[3] / "docs" / "teachers.md").read_text()
+    section = text[text.index("## Your own") :]
+    code, job = (re.search(rf"```{kind}\n(.*?)```", section, re.S) for kind in ("python", "yaml"))
+    assert code is not None
+    assert job is not None
+    (tmp_path / "mymodels.py").write_text(code[1])
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    net = torch.nn.Linear(64, 12)
+    torch.save({"net.1.weight": net.weight, "net.1.bias": net.bias}, "tagger.pt")
+    said = yaml.safe_load(job[1])
+    teacher = TypeAdapter(AnyTeacher).validate_python(said["teacher"]).load()
+    image = np.random.default_rng(0).integers(0, 255, (3, 8, 8)).astype(np.uint8)
+    found = teacher(Batch({"image": image}, np.ones(3, dtype=np.int64)))
+    expected = net(torch.from_numpy(image).float().flatten(1))
+    torch.testing.assert_close(torch.cat([found["kind"], found["colour"]], dim=1), expected.detach())
+    assert teacher.outputs == {"kind": Output(10, "single"), "colour": Output(2, "single")}
+    assert set(said["store"]["heads"]) == set(teacher.outputs)
 
 
 def test_an_ensembles_fingerprint_follows_members_and_average() -> None:
