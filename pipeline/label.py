@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Generator, Iterable, Iterator, Mapping
+from collections.abc import Collection, Container, Generator, Iterable, Iterator, Mapping
 from contextlib import closing
+from dataclasses import replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
@@ -26,7 +27,7 @@ from pipeline.statistics import Means
 from pipeline.stream import chunks, prefetch
 from pipeline.targets.commit import Commit
 from pipeline.targets.errors import SpecMismatch, TooManyQuarantined
-from pipeline.targets.rows import Rows
+from pipeline.targets.rows import Rows, in_order
 from pipeline.targets.spec import differences
 from pipeline.targets.store import Store
 from pipeline.targets.unit import Quarantined, Unit
@@ -39,12 +40,29 @@ READ_CHUNK = 16
 
 NOTHING: Mapping[int, str] = MappingProxyType({})
 
+Due = Collection[tuple[int, int | None]]
+"""Views: a record's row in the unit and the view's number, None for all views of the record."""
+
 EVIDENCE = 100
 """Failures of a unit without one success that are no bad luck."""
 
 
 class Cancelled(Exception):
     """The unit was left unfinished because `Labeller.cancel` was called."""
+
+
+class _Tally:
+    """What is summed up of the rows of a unit. seconds: in the teacher; device: where it is."""
+
+    def __init__(self) -> None:
+        self.rows, self.seconds, self.device, self.means = 0, 0.0, "", Means()
+
+    def add(self, parts: Iterable[Labelled]) -> None:
+        for part in parts:
+            self.rows += len(part.rows)
+            self.seconds += part.seconds
+            self.device = part.device
+            self.means.merge(part.means)
 
 
 class Labeller:
@@ -80,10 +98,9 @@ class Labeller:
         teacher gave no target for any of EVIDENCE views or more, which is no unit's fault. Then nothing of
         the unit is committed.
         """
-        started, records, seconds, device = time.time(), 0, 0.0, ""
-        means = Means()
+        started, records, tally = time.time(), 0, _Tally()
         last_failure: Quarantined | None = None
-        failures = rows = 0
+        failures = 0
         with (
             self.store.writer(unit.id) as writer,
             closing(self._windows(self._records(unit, skip))) as results,
@@ -93,27 +110,61 @@ class Labeller:
                 if parts:
                     order = np.argsort(np.concatenate([part.positions for part in parts]))
                     writer.write(Rows.concatenate([part.rows for part in parts]).take(order))
-                for part in parts:
-                    rows += len(part.rows)
-                    seconds += part.seconds
-                    device = part.device
-                    means.merge(part.means)
+                tally.add(parts)
                 for item in unlabelled:
                     last_failure, failures = item, failures + 1
-                for item in sorted([*window.quarantined, *unlabelled], key=lambda q: (q.row, q.view or 0)):
+                for item in sorted([*window.quarantined, *unlabelled], key=_in_quarantine):
                     writer.quarantine(item)
-            if last_failure is not None and not rows and failures >= EVIDENCE:
+            if last_failure is not None and not tally.rows and failures >= EVIDENCE:
                 raise TooManyQuarantined(
                     f"the teacher gave no target for any of {failures} views, for example of "
                     f"{last_failure.key}: {last_failure.reason}; nothing of unit {unit.id} is committed"
                 )
             return writer.commit(
                 records=records,
-                statistics=means.values(),
-                histograms=means.histograms(),
+                statistics=tally.means.values(),
+                histograms=tally.means.histograms(),
                 started=started,
-                forward_seconds=seconds,
-                device=device,
+                forward_seconds=tally.seconds,
+                device=tally.device,
+            )
+
+    def relabel(self, unit: Unit, codes: Container[str], skip: Mapping[int, str] = NOTHING) -> Commit:
+        """Label what a committed unit has in quarantine for one of these reasons; leave its rows as they are.
+
+        The record to put in the place of the present one (`Store.replace`), its files durable; the present
+        one if there is still no target for any of it. Raises as `label`.
+        """
+        before = self.store.find(unit.id)
+        if before is None:
+            raise ValueError(f"unit {unit.id} is not committed")
+        started = time.time()
+        present = list(self.store.quarantined(before))
+        due = {(item.row, item.view) for item in present if item.code in codes}
+        due_rows = {row for row, _ in due}
+        records = (record for record in self._records(unit, skip) if record.row in due_rows)
+        tally, rows = _Tally(), list[Rows]()
+        left = [item for item in present if (item.row, item.view) not in due]
+        with closing(self._windows(records, due)) as results:
+            for window, parts, unlabelled in results:
+                tally.add(parts)
+                rows += [part.rows for part in parts]
+                left += [again for item in (*window.quarantined, *unlabelled) for again in _of(item, due)]
+        if not rows:
+            return before
+        with self.store.writer(unit.id) as writer:
+            for merged in in_order(self.store.read(before), Rows.concatenate(rows)):
+                writer.write(merged)
+            for item in sorted(left, key=_in_quarantine):
+                writer.quarantine(item)
+            return writer.commit(
+                records=before.records,
+                statistics=tally.means.values_with(before.statistics, before.targets),
+                histograms=tally.means.histograms_with(before.histograms),
+                started=started,
+                forward_seconds=before.forward_seconds + tally.seconds,
+                device=tally.device,
+                publish=False,
             )
 
     def rehearse(self, unit: Unit, rows: range, skip: Mapping[int, str] = NOTHING) -> int:
@@ -141,12 +192,17 @@ class Labeller:
             yield record if reason is None else Quarantined(record.key, record.row, None, "killed", reason)
 
     def _windows(
-        self, records: Iterable[Record | Quarantined]
+        self, records: Iterable[Record | Quarantined], due: Due | None = None
     ) -> Generator[tuple[Window, list[Labelled], list[Quarantined]], None, None]:
-        """Each window with its labelled rows and the views that the teacher could not label."""
+        """Each window with its labelled rows and the views that the teacher could not label.
+
+        due: the views that are to be labelled, by default all.
+        """
         batching, depth = self.job.label.batching, self.job.label.batching.prefetch
         read = prefetch(chunks(records, READ_CHUNK), depth)
         rendered = prefetch(windows(read, self._renderer, batching.window), depth)
+        if due is not None:
+            rendered = prefetch(_only(rendered, due), depth)
         collated = prefetch(self._batches(rendered), depth)
         answered = prefetch(self._answers(collated), 1)
         encoded = prefetch(self._encode(answered), depth)
@@ -189,6 +245,25 @@ class Labeller:
                 yield from self._inference.after(item, lambda answer: list(encode(answer, self.store.spec)))
             else:
                 yield item
+
+
+def _only(rendered: Iterable[Window], due: Due) -> Iterator[Window]:
+    """Windows with the views alone that are due."""
+    for window in rendered:
+        items = [item for item in window.items if (item.row, item.view) in due or (item.row, None) in due]
+        yield Window(items, window.quarantined, window.records)
+
+
+def _of(item: Quarantined, due: Due) -> list[Quarantined]:
+    """What it says of what is due: a record that now fails as a whole may have other views, with targets."""
+    if (item.row, None) in due or item.view is not None:
+        return [item]
+    return [replace(item, view=view) for row, view in due if row == item.row]
+
+
+def _in_quarantine(item: Quarantined) -> tuple[int, int]:
+    """Its place among the others."""
+    return item.row, item.view or 0
 
 
 __all__ = ["Cancelled", "Labeller", "prepare"]

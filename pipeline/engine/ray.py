@@ -14,7 +14,7 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Generator, Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -55,7 +55,7 @@ class RayEngine:
     """Labels on actors: of a Ray cluster, of one started here, or of the one this process is connected to."""
 
     def run(
-        self, job: LabelJob, units: Iterable[Unit], stop: threading.Event
+        self, job: LabelJob, units: Iterable[Unit], stop: threading.Event, retry: Sequence[str] = ()
     ) -> Generator[Event, None, None]:
         """See `Engine.run`. Raises ConfigError when this machine cannot hold the pool, LabellingFailed when
         fewer than `min` replicas started in time, TeacherError when they die while they load the model.
@@ -67,7 +67,7 @@ class RayEngine:
         if ledger.empty:
             return
         ours = _connect(job.label)
-        pool = _Pool(job, ledger, stop)
+        pool = _Pool(job, ledger, stop, retry)
         try:
             yield from pool.run()
         finally:
@@ -111,6 +111,11 @@ class Replica:
         """Label a unit, but for the rows to skip. Units may overlap. Raises Preempted."""
         with self._staying() as labeller:
             return labeller.label(unit, skip)
+
+    def relabel(self, unit: Unit, codes: Sequence[str], skip: Mapping[int, str]) -> Commit:
+        """See `Labeller.relabel`. Raises Preempted."""
+        with self._staying() as labeller:
+            return labeller.relabel(unit, codes, skip)
 
     def rehearse(self, unit: Unit, rows: range, skip: Mapping[int, str]) -> int:
         """See `Labeller.rehearse`. Raises Preempted."""
@@ -176,8 +181,10 @@ class _Member:
 class _Pool:
     """The replicas of a run, and the loop that keeps them busy."""
 
-    def __init__(self, job: LabelJob, ledger: Ledger, stop: threading.Event) -> None:
-        self._job, self._ledger, self._stop = job, ledger, stop
+    def __init__(
+        self, job: LabelJob, ledger: Ledger, stop: threading.Event, retry: Sequence[str] = ()
+    ) -> None:
+        self._job, self._ledger, self._stop, self._retry = job, ledger, stop, tuple(retry)
         self._wanted = job.label.replicas
         self._members: list[_Member] = []
         self._refs: dict[Any, _Member] = {}
@@ -256,7 +263,9 @@ class _Pool:
                     self._submit(member, attempt)
 
     def _submit(self, member: _Member, attempt: Attempt) -> None:
-        if attempt.trial is None:
+        if attempt.trial is None and self._retry:
+            ref = member.actor.relabel.remote(attempt.unit, self._retry, attempt.skip)
+        elif attempt.trial is None:
             ref = member.actor.label.remote(attempt.unit, attempt.skip)
         else:
             ref = member.actor.rehearse.remote(attempt.unit, attempt.trial, attempt.skip)

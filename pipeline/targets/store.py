@@ -274,6 +274,24 @@ class Store:
             self._fold(wanted)
             self.storage.delete([commit_name(unit) for unit in wanted])
 
+    def replace(self, changes: Iterable[tuple[Commit, Commit]]) -> int:
+        """Put commit records in the place of their units' present ones, all at the same instant.
+
+        changes: pairs of the present and the new one, whose files are durable. A unit that has another record
+        by now stays as it is. How many of the new ones are in the store.
+        """
+        pairs = list(changes)
+        old = {_attempt(before): after for before, after in pairs}
+        new = {_attempt(after) for _, after in pairs}
+        while True:
+            manifest = self._fold(frozenset())
+            there = {attempt for attempt in manifest.attempts() if attempt in old or attempt in new}
+            due = [after for attempt, after in old.items() if attempt in there - new]
+            if not due:
+                return len(there & new)
+            data = manifest.encode(due, frozenset(commit.unit for commit in due))
+            self.storage.put_if_absent(manifest_name(manifest.number + 1), data)
+
     def gc(self, grace_seconds: float = 3600.0, delete: bool = True) -> list[str]:
         """Remove what nothing refers to and is older than the grace; its names, sorted.
 
@@ -283,7 +301,7 @@ class Store:
         """
         before = time.time() - grace_seconds
         manifest = self._latest()
-        live = {f"{commit.unit}-{commit.attempt}" for commit in self._records(sorted(self._record_units()))}
+        live = {_attempt(commit) for commit in self._records(sorted(self._record_units()))}
         live.update(self._newest().attempts())
         names = []
         for folder in ("shards/", "quarantine/"):
@@ -293,7 +311,7 @@ class Store:
                     continue
                 # Once more, now that it is listed: it may have been committed meanwhile.
                 winner = self.find(attempt[2])
-                if winner is None or f"{winner.unit}-{winner.attempt}" != attempt[1]:
+                if winner is None or _attempt(winner) != attempt[1]:
                     names.append(entry.name)
         for entry in self.storage.list("commits/"):
             record = _RECORD.fullmatch(entry.name)
@@ -366,6 +384,11 @@ class Store:
                 "label its unit again"
             )
         return commit
+
+
+def _attempt(commit: Commit) -> str:
+    """As it stands in the names of its files."""
+    return f"{commit.unit}-{commit.attempt}"
 
 
 def _new(units: Iterable[tuple[str, Unit]], known: set[str]) -> Iterator[tuple[str, Unit]]:
