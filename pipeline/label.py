@@ -43,26 +43,19 @@ NOTHING: Mapping[int, str] = MappingProxyType({})
 Due = Collection[tuple[int, int | None]]
 """Views: a record's row in the unit and the view's number, None for all views of the record."""
 
+OF_ROWS = (
+    *("attempt", "shard", "shard_bytes", "shard_sha256", "rows", "targets"),
+    *("quarantine", "quarantine_sha256", "quarantined", "failures", "statistics", "histograms"),
+    *("started", "finished", "forward_seconds", "device"),
+)
+"""Of a commit record, what changes when more of its unit is labelled."""
+
 EVIDENCE = 100
 """Failures of a unit without one success that are no bad luck."""
 
 
 class Cancelled(Exception):
     """The unit was left unfinished because `Labeller.cancel` was called."""
-
-
-class _Tally:
-    """What is summed up of the rows of a unit. seconds: in the teacher; device: where it is."""
-
-    def __init__(self) -> None:
-        self.rows, self.seconds, self.device, self.means = 0, 0.0, "", Means()
-
-    def add(self, parts: Iterable[Labelled]) -> None:
-        for part in parts:
-            self.rows += len(part.rows)
-            self.seconds += part.seconds
-            self.device = part.device
-            self.means.merge(part.means)
 
 
 class Labeller:
@@ -98,9 +91,10 @@ class Labeller:
         teacher gave no target for any of EVIDENCE views or more, which is no unit's fault. Then nothing of
         the unit is committed.
         """
-        started, records, tally = time.time(), 0, _Tally()
+        started, records, seconds, device = time.time(), 0, 0.0, ""
+        means = Means()
         last_failure: Quarantined | None = None
-        failures = 0
+        failures = rows = 0
         with (
             self.store.writer(unit.id) as writer,
             closing(self._windows(self._records(unit, skip))) as results,
@@ -110,23 +104,27 @@ class Labeller:
                 if parts:
                     order = np.argsort(np.concatenate([part.positions for part in parts]))
                     writer.write(Rows.concatenate([part.rows for part in parts]).take(order))
-                tally.add(parts)
+                for part in parts:
+                    rows += len(part.rows)
+                    seconds += part.seconds
+                    device = part.device
+                    means.merge(part.means)
                 for item in unlabelled:
                     last_failure, failures = item, failures + 1
-                for item in sorted([*window.quarantined, *unlabelled], key=_in_quarantine):
+                for item in sorted([*window.quarantined, *unlabelled], key=lambda q: (q.row, q.view or 0)):
                     writer.quarantine(item)
-            if last_failure is not None and not tally.rows and failures >= EVIDENCE:
+            if last_failure is not None and not rows and failures >= EVIDENCE:
                 raise TooManyQuarantined(
                     f"the teacher gave no target for any of {failures} views, for example of "
                     f"{last_failure.key}: {last_failure.reason}; nothing of unit {unit.id} is committed"
                 )
             return writer.commit(
                 records=records,
-                statistics=tally.means.values(),
-                histograms=tally.means.histograms(),
+                statistics=means.values(),
+                histograms=means.histograms(),
                 started=started,
-                forward_seconds=tally.seconds,
-                device=tally.device,
+                forward_seconds=seconds,
+                device=device,
             )
 
     def relabel(self, unit: Unit, codes: Container[str], skip: Mapping[int, str] = NOTHING) -> Commit:
@@ -143,29 +141,33 @@ class Labeller:
         due = {(item.row, item.view) for item in present if item.code in codes}
         due_rows = {row for row, _ in due}
         records = (record for record in self._records(unit, skip) if record.row in due_rows)
-        tally, rows = _Tally(), list[Rows]()
+        rows, means, seconds, device = list[Rows](), Means(), before.forward_seconds, before.device
         left = [item for item in present if (item.row, item.view) not in due]
         with closing(self._windows(records, due)) as results:
             for window, parts, unlabelled in results:
-                tally.add(parts)
-                rows += [part.rows for part in parts]
+                for part in parts:
+                    rows.append(part.rows)
+                    means.merge(part.means)
+                    seconds, device = seconds + part.seconds, part.device
                 left += [again for item in (*window.quarantined, *unlabelled) for again in _of(item, due)]
         if not rows:
             return before
         with self.store.writer(unit.id) as writer:
             for merged in in_order(self.store.read(before), Rows.concatenate(rows)):
                 writer.write(merged)
-            for item in sorted(left, key=_in_quarantine):
+            for item in sorted(left, key=lambda q: (q.row, q.view or 0)):
                 writer.quarantine(item)
-            return writer.commit(
+            after = writer.commit(
                 records=before.records,
-                statistics=tally.means.values_with(before.statistics, before.targets),
-                histograms=tally.means.histograms_with(before.histograms),
+                statistics=means.values_with(before.statistics, before.targets),
+                histograms=means.histograms_with(before.histograms),
                 started=started,
-                forward_seconds=before.forward_seconds + tally.seconds,
-                device=tally.device,
+                forward_seconds=seconds,
+                device=device,
                 publish=False,
             )
+        # What is said of the unit's records, and not of their rows, stays.
+        return replace(before, **{name: getattr(after, name) for name in OF_ROWS})
 
     def rehearse(self, unit: Unit, rows: range, skip: Mapping[int, str] = NOTHING) -> int:
         """Label some records of a unit and keep nothing of it; how many records the unit has.
@@ -251,7 +253,7 @@ def _only(rendered: Iterable[Window], due: Due) -> Iterator[Window]:
     """Windows with the views alone that are due."""
     for window in rendered:
         items = [item for item in window.items if (item.row, item.view) in due or (item.row, None) in due]
-        yield Window(items, window.quarantined, window.records)
+        yield replace(window, items=items)
 
 
 def _of(item: Quarantined, due: Due) -> list[Quarantined]:
@@ -259,11 +261,6 @@ def _of(item: Quarantined, due: Due) -> list[Quarantined]:
     if (item.row, None) in due or item.view is not None:
         return [item]
     return [replace(item, view=view) for row, view in due if row == item.row]
-
-
-def _in_quarantine(item: Quarantined) -> tuple[int, int]:
-    """Its place among the others."""
-    return item.row, item.view or 0
 
 
 __all__ = ["Cancelled", "Labeller", "prepare"]

@@ -107,15 +107,13 @@ class Replica:
             self._labeller = Labeller(LabelJob.model_validate_json(self._job))
         return os.getpid(), platform.node()
 
-    def label(self, unit: Unit, skip: Mapping[int, str]) -> Commit:
-        """Label a unit, but for the rows to skip. Units may overlap. Raises Preempted."""
-        with self._staying() as labeller:
-            return labeller.label(unit, skip)
+    def label(self, unit: Unit, skip: Mapping[int, str], retry: Sequence[str] = ()) -> Commit:
+        """Label a unit, but for the rows to skip. Units may overlap. retry: see `Engine.run`.
 
-    def relabel(self, unit: Unit, codes: Sequence[str], skip: Mapping[int, str]) -> Commit:
-        """See `Labeller.relabel`. Raises Preempted."""
+        Raises Preempted.
+        """
         with self._staying() as labeller:
-            return labeller.relabel(unit, codes, skip)
+            return labeller.relabel(unit, retry, skip) if retry else labeller.label(unit, skip)
 
     def rehearse(self, unit: Unit, rows: range, skip: Mapping[int, str]) -> int:
         """See `Labeller.rehearse`. Raises Preempted."""
@@ -263,10 +261,8 @@ class _Pool:
                     self._submit(member, attempt)
 
     def _submit(self, member: _Member, attempt: Attempt) -> None:
-        if attempt.trial is None and self._retry:
-            ref = member.actor.relabel.remote(attempt.unit, self._retry, attempt.skip)
-        elif attempt.trial is None:
-            ref = member.actor.label.remote(attempt.unit, attempt.skip)
+        if attempt.trial is None:
+            ref = member.actor.label.remote(attempt.unit, attempt.skip, self._retry)
         else:
             ref = member.actor.rehearse.remote(attempt.unit, attempt.trial, attempt.skip)
         member.in_flight[ref] = (attempt, time.monotonic())

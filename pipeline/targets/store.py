@@ -301,7 +301,7 @@ class Store:
         """
         before = time.time() - grace_seconds
         manifest = self._latest()
-        live = {_attempt(commit) for commit in self._records(sorted(self._record_units()))}
+        live = {f"{commit.unit}-{commit.attempt}" for commit in self._records(sorted(self._record_units()))}
         live.update(self._newest().attempts())
         names = []
         for folder in ("shards/", "quarantine/"):
@@ -311,7 +311,7 @@ class Store:
                     continue
                 # Once more, now that it is listed: it may have been committed meanwhile.
                 winner = self.find(attempt[2])
-                if winner is None or _attempt(winner) != attempt[1]:
+                if winner is None or f"{winner.unit}-{winner.attempt}" != attempt[1]:
                     names.append(entry.name)
         for entry in self.storage.list("commits/"):
             record = _RECORD.fullmatch(entry.name)
