@@ -28,6 +28,7 @@ from jobs.commands import (
     merge,
     plan,
     repair,
+    retry,
     stats,
     stores,
     train,
@@ -125,6 +126,7 @@ stats.register(app)
 stores.register(app)
 audit.register(app)
 repair.register(app)
+retry.register(app)
 merge.register(app)
 convert.register(app)
 train.register(app)

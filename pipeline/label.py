@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Generator, Iterable, Iterator, Mapping
+from collections.abc import Collection, Container, Generator, Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager
+from dataclasses import replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
@@ -28,7 +29,7 @@ from pipeline.statistics import Means
 from pipeline.stream import chunks, prefetch
 from pipeline.targets.commit import Commit
 from pipeline.targets.errors import SpecMismatch, TooManyQuarantined
-from pipeline.targets.rows import Rows
+from pipeline.targets.rows import Rows, in_order
 from pipeline.targets.spec import differences
 from pipeline.targets.store import Store
 from pipeline.targets.unit import Quarantined, Unit
@@ -40,6 +41,16 @@ READ_CHUNK = 16
 """Records that pass from the reader to the views at a time."""
 
 NOTHING: Mapping[int, str] = MappingProxyType({})
+
+Due = Collection[tuple[int, int | None]]
+"""Views: a record's row in the unit and the view's number, None for all views of the record."""
+
+OF_ROWS = (
+    *("attempt", "shard", "shard_bytes", "shard_sha256", "rows", "targets"),
+    *("quarantine", "quarantine_sha256", "quarantined", "failures", "statistics", "histograms"),
+    *("started", "finished", "forward_seconds", "device"),
+)
+"""Of a commit record, what changes when more of its unit is labelled."""
 
 EVIDENCE = 100
 """Failures of a unit without one success that are no bad luck."""
@@ -138,6 +149,50 @@ class Labeller:
             if self.recorder is not None:
                 self.recorder.worked(stage, begin, time.time())
 
+    def relabel(self, unit: Unit, codes: Container[str], skip: Mapping[int, str] = NOTHING) -> Commit:
+        """Label what a committed unit has in quarantine for one of these reasons; leave its rows as they are.
+
+        The record to put in the place of the present one (`Store.replace`), its files durable; the present
+        one if there is still no target for any of it. Raises as `label`.
+        """
+        before = self.store.find(unit.id)
+        if before is None:
+            raise ValueError(f"unit {unit.id} is not committed")
+        started = time.time()
+        present = list(self.store.quarantined(before))
+        due = {(item.row, item.view) for item in present if item.code in codes}
+        due_rows = {row for row, _ in due}
+        # Views that are mixed with earlier records need those too.
+        whole = self._renderer.reach > 0
+        records = (r for r in self._records(unit, skip) if whole or r.row in due_rows)
+        rows, means, seconds, device = list[Rows](), Means(), before.forward_seconds, before.device
+        left = [item for item in present if (item.row, item.view) not in due]
+        with closing(self._windows(records, due)) as results:
+            for window, parts, unlabelled in results:
+                for part in parts:
+                    rows.append(part.rows)
+                    means.merge(part.means)
+                    seconds, device = seconds + part.seconds, part.device
+                left += [again for item in (*window.quarantined, *unlabelled) for again in _of(item, due)]
+        if not rows:
+            return before
+        with self.store.writer(unit.id) as writer:
+            for merged in in_order(self.store.read(before), Rows.concatenate(rows)):
+                writer.write(merged)
+            for item in sorted(left, key=lambda q: (q.row, q.view or 0)):
+                writer.quarantine(item)
+            after = writer.commit(
+                records=before.records,
+                statistics=means.values_with(before.statistics, before.targets),
+                histograms=means.histograms_with(before.histograms),
+                started=started,
+                forward_seconds=seconds,
+                device=device,
+                publish=False,
+            )
+        # What is said of the unit's records, and not of their rows, stays.
+        return replace(before, **{name: getattr(after, name) for name in OF_ROWS})
+
     def rehearse(self, unit: Unit, rows: range, skip: Mapping[int, str] = NOTHING) -> int:
         """Label some records of a unit and keep nothing of it; how many records the unit has.
 
@@ -163,15 +218,19 @@ class Labeller:
             yield record if reason is None else Quarantined(record.key, record.row, None, "killed", reason)
 
     def _windows(
-        self, records: Iterable[Read]
+        self, records: Iterable[Read], due: Due | None = None
     ) -> Generator[tuple[Window, list[Labelled], list[Quarantined]], None, None]:
-        """Each window with its labelled rows and the views that the teacher could not label."""
+        """Each window with its labelled rows and the views that the teacher could not label.
+
+        due: the views that are to be labelled, by default all.
+        """
         depth, watch = self.job.label.batching.prefetch, self.recorder
         content = self.job.label.batching.content(self._renderer.inputs)
         read = prefetch(chunks(records, READ_CHUNK), depth, "read", watch)
         views = render(read, self._renderer, self.job.label.batching.threads, watch)
-        rendered = prefetch(windows(views, content), depth, "views", watch)
-        collated = prefetch(self._batches(rendered), depth, "batch", watch)
+        rendered = windows(views, content)
+        wanted = prefetch(rendered if due is None else _only(rendered, due), depth, "views", watch)
+        collated = prefetch(self._batches(wanted), depth, "batch", watch)
         answered = prefetch(self._answers(collated), 1)
         encoded = prefetch(self._encode(answered), depth)
         with closing(encoded):
@@ -227,6 +286,20 @@ class Labeller:
             answer.seconds()  # an accelerator may still compute it
         with self._working("encode"):
             return list(encode(answer, self.store.spec))
+
+
+def _only(rendered: Iterable[Window], due: Due) -> Iterator[Window]:
+    """Windows with the views alone that are due."""
+    for window in rendered:
+        items = [item for item in window.items if (item.row, item.view) in due or (item.row, None) in due]
+        yield replace(window, items=items)
+
+
+def _of(item: Quarantined, due: Due) -> list[Quarantined]:
+    """What it says of what is due: a record that now fails as a whole may have other views, with targets."""
+    if (item.row, None) in due or item.view is not None:
+        return [item]
+    return [replace(item, view=view) for row, view in due if row == item.row]
 
 
 __all__ = ["Cancelled", "Labeller", "prepare"]

@@ -63,6 +63,22 @@ class Means:
         """The means."""
         return {name: self._sums[name] / weight for name, weight in self._weights.items() if weight}
 
+    def values_with(self, others: Mapping[str, float], targets: int) -> dict[str, float]:
+        """The means together with those that somebody else has of so many targets."""
+        together = Means()
+        for name, mean in others.items():
+            share = 1 / STRIDE if name.endswith((".entropy", ".label_nll")) else 1.0
+            together._sums[name], together._weights[name] = mean * targets * share, targets * share
+        together.merge(self)
+        return together.values()
+
+    def histograms_with(self, others: Mapping[str, list[int]]) -> dict[str, list[int]]:
+        """The histograms together with somebody else's."""
+        together = Means()
+        together._histograms = {name: np.array(counts, dtype=np.int64) for name, counts in others.items()}
+        together.merge(self)
+        return together.histograms()
+
     def histograms(self) -> dict[str, list[int]]:
         """Targets a bin."""
         return {name: counts.tolist() for name, counts in self._histograms.items()}

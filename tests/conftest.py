@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, settings
 
+from tests.s3.ceph import CEPH, Ceph, ceph_port
 from tests.s3.proxy import Proxy, proxied
 
 # How long an example takes says nothing of what is tested, and much of what else the machine does.
@@ -27,9 +28,6 @@ settings.load_profile("decant")
 
 
 Place = tuple[str, dict[str, Any]]
-
-CEPH = Path(__file__).parent / "s3" / "ceph.sh"
-CEPH_PORT = 9207
 
 
 @pytest.fixture(scope="session")
@@ -59,35 +57,23 @@ def s3_bucket_url(s3_options: dict[str, Any]) -> tuple[str, dict[str, Any]]:
 
 
 @pytest.fixture(scope="session")
-def ceph_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A running Ceph, empty at the start of the session. Ended with it."""
+def ceph(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ceph]:
+    """A running Ceph, empty at the start of the session but for a bucket "decant"."""
+    s3fs = pytest.importorskip("s3fs")
     installed = subprocess.run([CEPH, "install"], capture_output=True, text=True, check=False)
     if installed.returncode:
         pytest.skip(installed.stderr.strip())
-    folder = tmp_path_factory.mktemp("ceph")
-    subprocess.run([CEPH, "up", folder, str(CEPH_PORT)], check=True, stdout=subprocess.DEVNULL)
-    yield folder
-    subprocess.run([CEPH, "kill", folder], check=True)
-
-
-@pytest.fixture(scope="session")
-def ceph_options(ceph_folder: Path) -> dict[str, Any]:
-    """fsspec options of Ceph's S3 server, with an empty bucket "decant"."""
-    s3fs = pytest.importorskip("s3fs")
-    options = {
-        "endpoint_url": f"http://127.0.0.1:{CEPH_PORT}",
-        "key": "decant-test-key",
-        "secret": "decant-test-secret",
-        "client_kwargs": {"region_name": "us-east-1"},
-    }
-    s3fs.S3FileSystem(**options).call_s3("create_bucket", Bucket="decant")
-    return options
+    server = Ceph(tmp_path_factory.mktemp("ceph"), ceph_port())
+    server.up()
+    s3fs.S3FileSystem(**server.options).call_s3("create_bucket", Bucket="decant")
+    yield server
+    server.kill()
 
 
 @pytest.fixture
-def ceph_bucket_url(ceph_options: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+def ceph_bucket_url(ceph: Ceph) -> tuple[str, dict[str, Any]]:
     """A URL of the test's own on Ceph's S3 server, and the fsspec options to reach it."""
-    return f"s3://decant/{uuid.uuid4().hex}", dict(ceph_options)
+    return f"s3://decant/{uuid.uuid4().hex}", ceph.options
 
 
 @pytest.fixture(params=["moto", pytest.param("ceph", marks=pytest.mark.ceph)])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, cast
@@ -19,6 +19,7 @@ from jobs.totals import Totals, targets_are
 if TYPE_CHECKING:
     from pipeline.engine.base import Engine, Event
     from pipeline.job import LabelJob
+    from pipeline.targets.commit import Commit
     from pipeline.targets.store import Store
     from pipeline.targets.unit import Unit
 
@@ -74,18 +75,31 @@ def label(
     _say(f"Next: decant inspect {store.url}")
 
 
-def label_units(job: LabelJob, units: Iterable[Unit], view: LabelView) -> None:
-    """Run the job's engine over the units, drawn, and stopped by Ctrl-C. Raises what `Engine.run` raises."""
+def label_units(
+    job: LabelJob,
+    units: Iterable[Unit],
+    view: LabelView,
+    retry: Sequence[str] = (),
+    done: Callable[[Commit], None] = lambda commit: None,
+) -> None:
+    """Run the job's engine over the units, drawn, and stopped by Ctrl-C. Raises what `Engine.run` raises.
+
+    retry: see there. done: called with each unit's record.
+    """
+
+    from pipeline.engine.base import Committed
 
     def asked(signal: str) -> None:
         view.note = f"{signal}: letting the units in flight finish; once more aborts"
 
     with Drain(asked) as drain, Display(view, err()):
         # Closed also when this thread is interrupted, so that no replica outlives the run.
-        events = cast("Generator[Event]", _engine(job).run(job, units, drain.stop))
+        events = cast("Generator[Event]", _engine(job).run(job, units, drain.stop, retry))
         with closing(events):
             for event in events:
                 view.on(event)
+                if isinstance(event, Committed):
+                    done(event.commit)
 
 
 def _engine(job: LabelJob) -> Engine:

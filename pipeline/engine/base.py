@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import threading
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol
 
@@ -95,8 +95,12 @@ Event = ReplicaPending | Started | ReplicaLost | Committed | Failed
 class Engine(Protocol):
     """Who runs `Labeller.label`, where, and how many at a time."""
 
-    def run(self, job: LabelJob, units: Iterable[Unit], stop: threading.Event) -> Iterator[Event]:
+    def run(
+        self, job: LabelJob, units: Iterable[Unit], stop: threading.Event, retry: Sequence[str] = ()
+    ) -> Iterator[Event]:
         """Label all units, which are consumed as they are needed. The store is prepared.
+
+        retry: codes of quarantine. Given, the units are committed, and `Labeller.relabel` is what is done.
 
         When `stop` is set, no more units are handed out, those in flight finish, and the events end. Closing
         the generator abandons those in flight. A unit that no attempt could label does not hold up others.

@@ -10,8 +10,9 @@ import os
 import platform
 import threading
 import time
-from collections.abc import Generator, Iterable
+from collections.abc import Generator, Iterable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from functools import partial
 from typing import TYPE_CHECKING
 
 from pipeline.engine.base import Attempt, Committed, Event, Ledger, Started
@@ -29,7 +30,7 @@ class Local:
     """Labels in this process. Of the job's replicas it uses `units_in_flight`."""
 
     def run(
-        self, job: LabelJob, units: Iterable[Unit], stop: threading.Event
+        self, job: LabelJob, units: Iterable[Unit], stop: threading.Event, retry: Sequence[str] = ()
     ) -> Generator[Event, None, None]:
         """See `Engine.run`."""
         ledger = Ledger(job, units)
@@ -46,7 +47,8 @@ class Local:
                     attempt = ledger.next()
                     if attempt is None:
                         break
-                    in_flight[pool.submit(labeller.label, attempt.unit)] = (attempt, time.monotonic())
+                    work = partial(labeller.relabel, codes=retry) if retry else labeller.label
+                    in_flight[pool.submit(work, attempt.unit)] = (attempt, time.monotonic())
                 if not in_flight:
                     break
                 for future in wait(in_flight, return_when=FIRST_COMPLETED).done:

@@ -14,7 +14,7 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Generator, Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -64,7 +64,7 @@ class RayEngine:
     """Labels on actors: of a Ray cluster, of one started here, or of the one this process is connected to."""
 
     def run(
-        self, job: LabelJob, units: Iterable[Unit], stop: threading.Event
+        self, job: LabelJob, units: Iterable[Unit], stop: threading.Event, retry: Sequence[str] = ()
     ) -> Generator[Event, None, None]:
         """See `Engine.run`. Raises ConfigError when this machine cannot hold the pool, LabellingFailed when
         fewer than `min` replicas started in time, TeacherError when they die while they load the model.
@@ -76,7 +76,7 @@ class RayEngine:
         if ledger.empty:
             return
         ours = _connect(job.label)
-        pool = _Pool(job, ledger, stop)
+        pool = _Pool(job, ledger, stop, retry)
         try:
             yield from pool.run()
         finally:
@@ -116,11 +116,14 @@ class Replica:
             self._labeller = Labeller(LabelJob.model_validate_json(self._job))
         return os.getpid(), platform.node()
 
-    def label(self, unit: Unit, skip: Mapping[int, str]) -> Labelling:
-        """Label a unit, but for the rows to skip. Units may overlap. Raises Preempted."""
+    def label(self, unit: Unit, skip: Mapping[int, str], retry: Sequence[str] = ()) -> Labelling:
+        """Label a unit, but for the rows to skip. Units may overlap. retry: see `Engine.run`.
+
+        Raises Preempted.
+        """
         with self._staying() as labeller:
-            commit, recorder = labeller.label(unit, skip), labeller.recorder
-            return Labelling(commit, recorder.take() if recorder else None)
+            commit = labeller.relabel(unit, retry, skip) if retry else labeller.label(unit, skip)
+            return Labelling(commit, labeller.recorder.take() if labeller.recorder else None)
 
     def rehearse(self, unit: Unit, rows: range, skip: Mapping[int, str]) -> int:
         """See `Labeller.rehearse`. Raises Preempted."""
@@ -186,8 +189,10 @@ class _Member:
 class _Pool:
     """The replicas of a run, and the loop that keeps them busy."""
 
-    def __init__(self, job: LabelJob, ledger: Ledger, stop: threading.Event) -> None:
-        self._job, self._ledger, self._stop = job, ledger, stop
+    def __init__(
+        self, job: LabelJob, ledger: Ledger, stop: threading.Event, retry: Sequence[str] = ()
+    ) -> None:
+        self._job, self._ledger, self._stop, self._retry = job, ledger, stop, tuple(retry)
         self._wanted = job.label.replicas
         self._members: list[_Member] = []
         self._refs: dict[Any, _Member] = {}
@@ -267,7 +272,7 @@ class _Pool:
 
     def _submit(self, member: _Member, attempt: Attempt) -> None:
         if attempt.trial is None:
-            ref = member.actor.label.remote(attempt.unit, attempt.skip)
+            ref = member.actor.label.remote(attempt.unit, attempt.skip, self._retry)
         else:
             ref = member.actor.rehearse.remote(attempt.unit, attempt.trial, attempt.skip)
         member.in_flight[ref] = (attempt, time.monotonic())

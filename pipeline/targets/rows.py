@@ -6,7 +6,7 @@ them. Containers read and write record batches of `Spec.schema()`; everything el
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -170,6 +170,25 @@ class Rows:
 
 
 _NUMBERS = {"row": pa.int64(), "view": pa.int32(), "views": pa.int32(), "targets": pa.int32()}
+
+
+def in_order(batches: Iterable[Rows], more: Rows) -> Iterator[Rows]:
+    """Batches of rows that are sorted by record and view, with more rows put in their places."""
+    more = more.take(np.argsort(_places(more)))
+    places, start = _places(more), 0
+    for batch in batches:
+        stop = int(np.searchsorted(places, _places(batch)[-1]))
+        if stop > start:
+            both = Rows.concatenate([batch, more.take(np.arange(start, stop))])
+            batch, start = both.take(np.argsort(_places(both))), stop
+        yield batch
+    if start < len(more):
+        yield more.take(np.arange(start, len(more)))
+
+
+def _places(rows: Rows) -> npt.NDArray[np.int64]:
+    """A number for each row, which rises with its record and then with its view."""
+    return rows.row * 2**31 + rows.view
 
 
 def _contradiction(rows: Rows) -> str:

@@ -279,6 +279,24 @@ class Store:
             self._fold(wanted)
             self.storage.delete([commit_name(unit) for unit in wanted])
 
+    def replace(self, changes: Iterable[tuple[Commit, Commit]]) -> int:
+        """Put commit records in the place of their units' present ones, all at the same instant.
+
+        changes: pairs of the present and the new one, whose files are durable. A unit that has another record
+        by now stays as it is. How many of the new ones are in the store.
+        """
+        pairs = list(changes)
+        old = {_attempt(before): after for before, after in pairs}
+        new = {_attempt(after) for _, after in pairs}
+        while True:
+            manifest = self._fold(frozenset())
+            there = {attempt for attempt in manifest.attempts() if attempt in old or attempt in new}
+            due = [after for attempt, after in old.items() if attempt in there - new]
+            if not due:
+                return len(there & new)
+            data = manifest.encode(due, frozenset(commit.unit for commit in due))
+            self.storage.put_if_absent(manifest_name(manifest.number + 1), data)
+
     def gc(self, grace_seconds: float = 3600.0, delete: bool = True) -> list[str]:
         """Remove what nothing refers to and is older than the grace; its names, sorted.
 
@@ -371,6 +389,11 @@ class Store:
                 "label its unit again"
             )
         return commit
+
+
+def _attempt(commit: Commit) -> str:
+    """As it stands in the names of its files."""
+    return f"{commit.unit}-{commit.attempt}"
 
 
 def _new(units: Iterable[tuple[str, Unit]], known: set[str]) -> Iterator[tuple[str, Unit]]:

@@ -88,10 +88,12 @@ class ShardWriter:
         device: str,
         finished: float | None = None,
         filtered: int = 0,
+        publish: bool = True,
     ) -> Commit:
         """Make all durable and publish it: the unit's commit record, ours or that of a faster attempt.
 
-        finished: unix seconds, by default now. filtered: records that the corpus's filters left out.
+        finished: unix seconds, by default now. filtered: records that the corpus's filters left out. publish:
+        False returns our record and leaves the store as it is; `Store.replace` may put it there.
         """
         storage, shard, shard_bytes, shard_sha256 = self._store.storage, None, 0, None
         if self._shard is not None and self._sink is not None:
@@ -106,30 +108,29 @@ class ShardWriter:
             quarantine_sha256 = hashlib.sha256(data).hexdigest()
             with storage.upload(quarantine) as file:
                 file.write(data)
-        return self._store.publish(
-            Commit(
-                unit=self._unit,
-                attempt=self._attempt,
-                shard=shard,
-                shard_bytes=shard_bytes,
-                shard_sha256=shard_sha256,
-                records=records,
-                rows=self._rows,
-                targets=self._targets,
-                quarantined=len(self._quarantine),
-                failures=self._failures,
-                quarantine=quarantine,
-                quarantine_sha256=quarantine_sha256,
-                spec_fingerprint=self._store.spec.fingerprint,
-                statistics={name: float(value) for name, value in statistics.items()},
-                histograms={name: [int(n) for n in bins] for name, bins in histograms.items()},
-                started=started,
-                finished=time.time() if finished is None else finished,
-                forward_seconds=forward_seconds,
-                device=device,
-                filtered=filtered,
-            )
+        commit = Commit(
+            unit=self._unit,
+            attempt=self._attempt,
+            shard=shard,
+            shard_bytes=shard_bytes,
+            shard_sha256=shard_sha256,
+            records=records,
+            rows=self._rows,
+            targets=self._targets,
+            quarantined=len(self._quarantine),
+            failures=self._failures,
+            quarantine=quarantine,
+            quarantine_sha256=quarantine_sha256,
+            spec_fingerprint=self._store.spec.fingerprint,
+            statistics={name: float(value) for name, value in statistics.items()},
+            histograms={name: [int(n) for n in bins] for name, bins in histograms.items()},
+            started=started,
+            finished=time.time() if finished is None else finished,
+            forward_seconds=forward_seconds,
+            device=device,
+            filtered=filtered,
         )
+        return self._store.publish(commit) if publish else commit
 
 
 class Abandoned(Exception):

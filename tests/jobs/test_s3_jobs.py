@@ -14,6 +14,7 @@ import pytest
 
 from pipeline.targets import Store
 from tests.jobs.small_jobs import SmallJob
+from tests.s3.ceph import Ceph
 from tests.s3.proxy import EXPIRED, INTERNAL_ERROR, SLOW_DOWN, Answer, Network, Proxy, Request
 
 Place = tuple[str, dict[str, Any]]
@@ -132,10 +133,8 @@ def test_killed_half_way_and_resumed_a_job_is_labelled_verified_and_trained_from
 
 @pytest.mark.ceph
 def test_a_server_that_loses_power_costs_no_unit(
-    ceph_folder: Any, ceph_options: dict[str, Any], ceph_bucket_url: Place, small_job: SmallJob
+    ceph: Ceph, ceph_bucket_url: Place, small_job: SmallJob
 ) -> None:
-    from tests.conftest import CEPH, CEPH_PORT
-
     small_job.settings["corpus"]["unit_bytes"] = 60
     small_job.settings["teacher"]["seconds_per_view"] = 0.05
     job = on(small_job, ceph_bucket_url)
@@ -151,9 +150,9 @@ def test_a_server_that_loses_power_costs_no_unit(
     while process.poll() is None and not store.committed():
         time.sleep(0.02)
     kept = store.committed()
-    subprocess.run([CEPH, "kill", ceph_folder], check=True)
+    ceph.kill()
     time.sleep(1.0)
-    subprocess.run([CEPH, "start", ceph_folder, str(CEPH_PORT)], check=True)
+    ceph.start()
     _, said = process.communicate()
     assert process.returncode == 0, said  # it has waited
     assert kept <= store.committed()

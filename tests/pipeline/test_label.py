@@ -374,3 +374,46 @@ def test_a_view_that_is_not_finite_in_one_head_is_stored_in_none(
     np.testing.assert_array_equal(rows.inputs["image"], left)
     (commit,) = store.commits()
     assert (commit.records, commit.targets, commit.failures) == (50, 49, 1)
+
+
+def test_records_to_be_skipped_are_quarantined_unseen_and_the_rest_is_as_ever(make_job: MakeJob) -> None:
+    job = make_job(store="plain")
+    plain, labeller = prepare(job), Labeller(job)
+    unit = next(unit for unit in plain.pending() if len(unit.slices) > 3)
+    whole = Rows.concatenate(list(plain.read(labeller.label(unit))))
+    skipping = make_job(store="skipping")
+    store = prepare(skipping)
+    commit = Labeller(skipping).label(unit, {2: "killed the replica: no memory"})
+    rows = Rows.concatenate(list(store.read(commit)))
+    assert rows.to_arrow().equals(whole.take(np.flatnonzero(whole.row != 2)).to_arrow())
+    (item,) = store.quarantined(commit)
+    assert (item.row, item.view, item.code, item.reason) == (
+        2,
+        None,
+        "killed",
+        "killed the replica: no memory",
+    )
+    assert (commit.records, commit.failures) == (len(unit.slices), 1)
+
+
+def test_a_rehearsal_meets_the_teacher_with_some_records_and_leaves_nothing(
+    make_job: MakeJob, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    met: list[int] = []
+    original = FakeTeacher.__call__
+
+    def spy(self: FakeTeacher, batch: Any) -> Any:
+        met.append(len(batch))
+        return original(self, batch)
+
+    monkeypatch.setattr(FakeTeacher, "__call__", spy)
+    job = make_job({f"{i}.txt": "w1 w2 w3" for i in range(6)}, unit_bytes=1000)
+    store, labeller = prepare(job), Labeller(job)
+    (unit,) = store.pending()
+    for rows, skip, views in ((range(0), {}, 0), (range(2, 5), {}, 3), (range(2, 5), {3: "killed"}, 2)):
+        met.clear()
+        assert labeller.rehearse(unit, rows, skip) == 6
+        assert sum(met) == views
+    assert store.committed() == set()
+    names = {entry.name for entry in store.storage.list("")}
+    assert names == {"spec.json", "plan/000001.parquet"}

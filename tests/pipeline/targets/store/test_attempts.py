@@ -90,3 +90,35 @@ def test_reading_and_compacting_and_committing_at_once_keeps_one_of_each(
     assert store.compact() == 10
     assert not list(store.pending())
     assert not store.verify().problems
+
+
+def changed(store: Store, kit: Any, unit: str, seed: int) -> Commit:
+    """Another attempt at a unit, which is durable and not published."""
+    facts = {"statistics": {}, "histograms": {}, "started": 0.0, "forward_seconds": 0.0}
+    with store.writer(unit) as writer:
+        writer.write(kit.make_rows(store.spec, seed=seed))
+        return writer.commit(records=12, device=str(seed), publish=False, **facts)
+
+
+def test_records_are_replaced_at_one_instant_and_only_those_that_still_stand(
+    store: Store, place: Place, kit: Any
+) -> None:
+    units = [f"{i}{i}" * 16 for i in range(4)]
+    present = [kit.label(store, unit) for unit in units]
+    store.compact()
+    mine, theirs = again(store, place), again(store, place)
+    new = [changed(mine, kit, unit, 1) for unit in units[:3]]
+    other = changed(theirs, kit, units[0], 2)
+    assert list(again(store, place).commits()) == present
+    assert theirs.replace([(present[0], other)]) == 1
+    assert mine.replace(list(zip(present[:3], new, strict=True))) == 2
+    assert {commit.unit: commit for commit in again(store, place).commits()} == {
+        units[0]: other,
+        units[1]: new[1],
+        units[2]: new[2],
+        units[3]: present[3],
+    }
+    late = kit.label(again(store, place), units[1])
+    assert late == new[1], "a late attempt finds the new record"
+    store.gc(0)
+    assert not store.verify().problems
