@@ -5,10 +5,10 @@
 Three parts, each step in a process of its own, whose peak of resident memory is the kernel's (VmHWM):
 
 - store: a plan of a million units is written; half of them are committed, as a record each; the job is
-  opened again for what is pending; the records are folded; the rest comes and is folded in too; the whole is
-  opened, streamed, watched, and read by a student.
-- engine: the Ray engine's own loop, ledger and events, with replicas that sleep instead of labelling. A unit's
-  sleep varies by a quarter, so that replicas do not run in step.
+  opened again for what is pending; the records are folded; the rest comes and is folded in too; the whole
+  is opened, streamed, watched, and read by a student.
+- engine: the Ray engine's own loop, ledger and events, with replicas that sleep instead of labelling. The
+  sleep of a unit varies by a quarter, so that replicas do not run in step.
 - the same with replicas that do nothing, for the most that the engine hands out.
 
 Nothing here goes over a network: what requests to an object store add is counted in docs/scaling.md.
