@@ -81,6 +81,10 @@ class EventLog:
         """One line. failure: an exception whose traceback it holds."""
         LOGGER.log(level, event, exc_info=failure, extra={"fields": fields})
 
+    def warn(self, error: str) -> None:
+        """A line of what went wrong and does not stop the run."""
+        self.say("warning", logging.WARNING, error=error)
+
     def on(self, event: Event) -> None:
         """Takes one event of the engine."""
         from pipeline.engine import base

@@ -14,6 +14,7 @@ import typer
 
 from jobs.commands.arguments import JobFile, Overrides
 from jobs.document import split
+from jobs.folding import Folding
 from jobs.preparation import prepared
 from jobs.problems import is_secret
 from jobs.progress import Display, LabelView
@@ -94,7 +95,8 @@ def label(
         if before < ending.planned:
             title = f"labelling into {store.url}"
             view = LabelView(title, ending.planned, before, targets_are(store.spec))
-            observers: list[Observer] = [] if log is None else [log.on]
+            folding = run.enter_context(Folding(store, view.say if log is None else log.warn))
+            observers: list[Observer] = [folding.on] if log is None else [folding.on, log.on]
             if metrics_port is not None:
                 from jobs.metrics import Metrics
 
@@ -173,7 +175,7 @@ def _told(
             log.say("ended", level, failure if unforeseen else None, **ending.to_json())
         for problem in notify(config, ending):
             if log is not None:
-                log.say("notify_failed", logging.WARNING, error=problem)
+                log.warn(problem)
             else:
                 complain(problem)
 
