@@ -243,11 +243,17 @@ class Sleeper:
 def schedule(count: int, replicas: int, seconds: float) -> dict[str, Any]:
     """Drives the engine over the units: rate, first unit, share of sleepers that slept, fairness, tail."""
     os.environ["DECANT_SLEEP_SECONDS"] = str(seconds)
+    os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")  # loopback; read when Ray is imported
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    from ray import cloudpickle
+
+    import benchmarks.scale as here  # a replica's process cannot import this one's main module
     import pipeline.engine.ray as engine
     from pipeline.engine.base import Committed, Started
     from pipeline.job import LabelJob
 
-    engine.Replica = Sleeper  # type: ignore[misc, assignment]
+    cloudpickle.register_pickle_by_value(here)
+    engine.Replica = here.Sleeper  # type: ignore[misc, assignment]
     job = LabelJob.model_validate(
         {
             "corpus": {"kind": "text", "urls": ["unused"]},
