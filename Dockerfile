@@ -22,7 +22,7 @@ COPY jobs jobs
 ENV PATH="${VENV}/bin:${PATH}"
 
 FROM base AS teacher
-RUN make install EXTRAS=teacher,s3
+RUN make install EXTRAS=teacher,s3,cluster
 USER 1000
 WORKDIR /home/decant
 ENTRYPOINT ["decant"]

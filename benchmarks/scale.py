@@ -5,10 +5,10 @@
 Three parts, each step in a process of its own, whose peak of resident memory is the kernel's (VmHWM):
 
 - store: a plan of a million units is written; half of them are committed, as a record each; the job is
-  opened again for what is pending; the records are folded; the rest comes and is folded in too; the whole is
-  opened, streamed, watched, and read by a student.
-- engine: the Ray engine's own loop, ledger and events, with replicas that sleep instead of labelling. A unit's
-  sleep varies by a quarter, so that replicas do not run in step.
+  opened again for what is pending; the records are folded; the rest comes and is folded in too; the whole
+  is opened, streamed, watched, and read by a student.
+- engine: the Ray engine's own loop, ledger and events, with replicas that sleep instead of labelling. The
+  sleep of a unit varies by a quarter, so that replicas do not run in step.
 - the same with replicas that do nothing, for the most that the engine hands out.
 
 Nothing here goes over a network: what requests to an object store add is counted in docs/scaling.md.
@@ -243,11 +243,17 @@ class Sleeper:
 def schedule(count: int, replicas: int, seconds: float) -> dict[str, Any]:
     """Drives the engine over the units: rate, first unit, share of sleepers that slept, fairness, tail."""
     os.environ["DECANT_SLEEP_SECONDS"] = str(seconds)
+    os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")  # loopback; read when Ray is imported
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    from ray import cloudpickle
+
+    import benchmarks.scale as here  # a replica's process cannot import this one's main module
     import pipeline.engine.ray as engine
     from pipeline.engine.base import Committed, Started
     from pipeline.job import LabelJob
 
-    engine.Replica = Sleeper  # type: ignore[misc, assignment]
+    cloudpickle.register_pickle_by_value(here)
+    engine.Replica = here.Sleeper  # type: ignore[misc, assignment]
     job = LabelJob.model_validate(
         {
             "corpus": {"kind": "text", "urls": ["unused"]},

@@ -16,6 +16,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from jobs.document import parse, read, split
+from jobs.notify import NotifyConfig
 from jobs.problems import MOST, is_secret, sentences
 from pipeline.config import Config
 from pipeline.job import LabelJob
@@ -36,8 +37,11 @@ class Job(LabelJob):
     train: TrainConfig | None = None
     """The student, and how it is trained. Its store is the job's `store` unless it names another."""
 
+    notify: NotifyConfig = NotifyConfig()
+    """Who is told when labelling ends."""
+
     def labelling(self) -> LabelJob:
-        """What the labelling side may see: the same without `train`."""
+        """What the labelling side may see: the same without `train` and `notify`."""
         return LabelJob(**{name: getattr(self, name) for name in LabelJob.model_fields})
 
 

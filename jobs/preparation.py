@@ -14,22 +14,24 @@ if TYPE_CHECKING:
     from pipeline.targets.store import Store
 
 
-def prepared(job: LabelJob) -> Store:
+def prepared(job: LabelJob, drawn: bool = True) -> Store:
     """The job's store, planned. Prints what codebooks were learned, and how well they keep directions.
 
-    Raises what `pipeline.prepare.prepare` raises.
+    drawn: whether progress is shown. Raises what `pipeline.prepare.prepare` raises.
     """
     from pipeline.prepare import prepare
 
     learned: list[Learned] = []
     work = Work("", 0, "")
     with ExitStack() as shown:
-        status = shown.enter_context(err().status("listing the corpus, opening the teacher …"))
+        status = err().status("listing the corpus, opening the teacher …")
+        if drawn:
+            shown.enter_context(status)
 
         def watch(what: str, done: int, total: int) -> None:
             if not work.total:
                 status.stop()
-                shown.enter_context(Display(work, err()))
+                shown.enter_context(Display(work, err() if drawn else None))
             work.doing = what
             work.at(done, total)
 

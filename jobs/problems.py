@@ -50,8 +50,10 @@ def sentences(error: ValidationError, model: type, prefix: Sequence[str] = ()) -
 
 
 def is_secret(path: Sequence[str | int]) -> bool:
-    """Whether the value at this path of a job may be a credential: a telling name below `options`."""
+    """Whether the value at this path of a job may be a credential: a webhook, a telling name in `options`."""
     names = [str(item) for item in path]
+    if names[:2] == ["notify", "webhook"]:
+        return True
     if "options" not in names:
         return False
     return any(SECRET.search(name) for name in names[names.index("options") + 1 :])
@@ -87,8 +89,8 @@ def _sentence(problem: dict[str, Any], model: type, prefix: tuple[str, ...]) -> 
 
 
 def _got(value: object, path: Sequence[str | int]) -> str:
-    if "options" in path:
-        return ""  # below it, anything may be a credential
+    if "options" in path or is_secret(path):
+        return ""  # below options, anything may be a credential
     if value is None or isinstance(value, dict | list):
         return f", got {describe(value)}"
     text = json.dumps(value, ensure_ascii=False)

@@ -2,21 +2,31 @@
 
 from __future__ import annotations
 
+import logging
+import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from contextlib import closing
+from contextlib import ExitStack, closing, contextmanager
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
 from jobs.commands.arguments import JobFile, Overrides
+from jobs.document import split
+from jobs.folding import Folding
+from jobs.preparation import prepared
+from jobs.problems import is_secret
 from jobs.profile import Reading
 from jobs.progress import Display, LabelView
 from jobs.signals import Drain
-from jobs.terminal import count, err, out, size
+from jobs.terminal import complain, count, err, out, size
 from jobs.totals import Totals, targets_are
+from pipeline.targets.errors import DecantError
 
 if TYPE_CHECKING:
+    from jobs.logs import EventLog
+    from jobs.notify import Ending, NotifyConfig
     from pipeline.engine.base import Engine, Event
     from pipeline.job import LabelJob
     from pipeline.targets.commit import Commit
@@ -24,14 +34,36 @@ if TYPE_CHECKING:
     from pipeline.targets.unit import Unit
 
 
+Observer = Callable[["Event"], None]
+
+
 def register(app: typer.Typer) -> None:
     """Adds the command."""
     app.command()(label)
 
 
+class LogFormat(StrEnum):
+    """What is written to standard error while a job runs."""
+
+    text = "text"
+    json = "json"
+
+
 def label(
     job: JobFile,
     overrides: Overrides = None,
+    log_format: Annotated[
+        LogFormat, typer.Option("--log-format", help="json: one JSON object for each event, nothing drawn.")
+    ] = LogFormat.text,
+    metrics_port: Annotated[
+        int | None,
+        typer.Option(
+            "--metrics-port", min=0, max=65535, help="Serve Prometheus metrics there; 0 takes a free port."
+        ),
+    ] = None,
+    metrics_address: Annotated[
+        str, typer.Option("--metrics-address", help="Where --metrics-port listens; 0.0.0.0 is everywhere.")
+    ] = "127.0.0.1",
     profile: Annotated[
         bool,
         typer.Option("--profile", help="At the end, tell which stage the time went to, and which to blame."),
@@ -42,35 +74,69 @@ def label(
     Plans what is not planned yet, then labels every unit that has no commit. Run it again after anything that
     stopped it, and it goes on with the rest; nothing is labelled twice. The first Ctrl-C or SIGTERM lets the
     units in flight finish and leaves with code 1; a second one aborts with code 130. Either way what was
-    committed is whole.
+    committed is whole. Who is told of the end stands in the job (notify).
 
     \b
       decant label job.yaml
       decant label job.yaml --profile
       decant label job.yaml label.engine=ray label.replicas.max=4
       decant label job.yaml label.engine=ray label.address=auto     on a running Ray cluster
+      decant label job.yaml --metrics-port 9400 --log-format json   for machines that look on
 
     Next: decant inspect STORE, decant verify STORE, decant train job.yaml
     """
     from jobs.config import load_job
-    from jobs.preparation import prepared
+    from jobs.logs import EventLog
+    from jobs.notify import Ending
+    from jobs.redaction import Redaction
 
     asked = [*(overrides or ()), *(["label.profile=true"] if profile else [])]
-    labelling = load_job(job, asked).labelling()
-    store = prepared(labelling)
-    planned, before = store.planned_count(), len(store.committed())
-    if before < planned:
-        view = LabelView(f"labelling into {store.url}", planned, before, targets_are(store.spec))
-        label_units(labelling, store.pending(), view)
-        _show_profile(view)
-    store.compact()
-    left = planned - len(store.committed())
+    loaded = load_job(job, asked)
+    redact = Redaction(loaded)
+    labelling, ending = loaded.labelling(), Ending(loaded.store.url)
+    with ExitStack() as run:
+        log = run.enter_context(EventLog(redact)) if log_format is LogFormat.json else None
+        run.enter_context(_told(loaded.notify, ending, redact, log))
+        store = prepared(labelling, drawn=log is None)
+        ending.store = store.url
+        ending.planned, before = store.planned_count(), len(store.committed())
+        if before < ending.planned:
+            title = f"labelling into {store.url}"
+            view = LabelView(title, ending.planned, before, targets_are(store.spec))
+            folding = run.enter_context(Folding(store, view.say if log is None else log.warn))
+            observers: list[Observer] = [folding.on] if log is None else [folding.on, log.on]
+            if metrics_port is not None:
+                from jobs.metrics import Metrics
+
+                metrics = Metrics(ending.planned, before)
+                url = run.enter_context(metrics.served(metrics_port, metrics_address))
+                observers.append(metrics.on)
+                view.say(f"metrics: {url}")
+                if log is not None:
+                    log.say("metrics", url=url)
+            if log is not None:
+                log.say("labelling", store=store.url, planned=ending.planned, committed=before)
+            try:
+                label_units(labelling, store.pending(), view, observers, drawn=log is None)
+            finally:
+                ending.labelled = view.totals.units
+                ending.committed = before + view.totals.units
+            _show_profile(view)
+        store.compact()
+        ending.committed = len(store.committed())
+        left = ending.planned - ending.committed
+        ending.status = "stopped" if left else "complete"
+        totals = Totals.of(store.commits())
+        for name in ("records", "targets", "shard_bytes", "quarantined", "failures"):
+            ending.counts[name] = getattr(totals, name)
     if left:
-        done = f"{count(planned - left)} of {count(planned)} units are labelled, {count(left)} are left"
+        done = (
+            f"{count(ending.committed)} of {count(ending.planned)} units are labelled, {count(left)} are left"
+        )
         _say(f"stopped: {done}.")
         _say(f"To go on: {_again(job, overrides)}")
         raise typer.Exit(1)
-    for line in _summary(store):
+    for line in _summary(store, totals):
         _say(line)
     _say(f"Next: decant inspect {store.url}")
 
@@ -79,27 +145,65 @@ def label_units(
     job: LabelJob,
     units: Iterable[Unit],
     view: LabelView,
+    observers: Iterable[Observer] = (),
+    drawn: bool = True,
     retry: Sequence[str] = (),
-    done: Callable[[Commit], None] = lambda commit: None,
 ) -> None:
-    """Run the job's engine over the units, drawn, and stopped by Ctrl-C. Raises what `Engine.run` raises.
+    """Run the job's engine over the units, and stop it at Ctrl-C. Raises what `Engine.run` raises.
 
-    retry: see there. done: called with each unit's record.
+    view: is drawn unless `drawn` is False. observers: are told every event too. retry: see there.
     """
-
-    from pipeline.engine.base import Committed
 
     def asked(signal: str) -> None:
         view.note = f"{signal}: letting the units in flight finish; once more aborts"
 
-    with Drain(asked) as drain, Display(view, err()):
+    with Drain(asked) as drain, Display(view, err() if drawn else None):
         # Closed also when this thread is interrupted, so that no replica outlives the run.
         events = cast("Generator[Event]", _engine(job).run(job, units, drain.stop, retry))
         with closing(events):
             for event in events:
                 view.on(event)
-                if isinstance(event, Committed):
-                    done(event.commit)
+                for observer in observers:
+                    observer(event)
+
+
+@contextmanager
+def _told(
+    config: NotifyConfig, ending: Ending, redact: Callable[[str], str], log: EventLog | None
+) -> Iterator[None]:
+    """Tells of the run's end when it is left, however that is. With a log, failures are lines of it."""
+    from jobs.notify import notify
+    from pipeline.engine.base import sentence
+
+    began = time.monotonic()
+
+    def tell(failure: BaseException | None) -> None:
+        ending.seconds = time.monotonic() - began
+        if log is not None:
+            unforeseen = not isinstance(failure, DecantError | KeyboardInterrupt | None)
+            level = logging.INFO if failure is None else logging.ERROR
+            log.say("ended", level, failure if unforeseen else None, **ending.to_json())
+        for problem in notify(config, ending):
+            if log is not None:
+                log.warn(problem)
+            else:
+                complain(problem)
+
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        ending.status = "aborted"
+        tell(error)
+        if log is None:
+            raise
+        raise typer.Exit(130) from None
+    except Exception as error:
+        ending.status, ending.error = "failed", redact(sentence(error))
+        tell(error)
+        if log is None:
+            raise
+        raise typer.Exit(getattr(error, "exit_code", 1)) from None
+    tell(None)
 
 
 def _engine(job: LabelJob) -> Engine:
@@ -118,8 +222,8 @@ def _show_profile(view: LabelView) -> None:
             err().print(part)
 
 
-def _summary(store: Store) -> Iterator[str]:
-    totals, target = Totals.of(store.commits()), targets_are(store.spec)
+def _summary(store: Store, totals: Totals) -> Iterator[str]:
+    target = targets_are(store.spec)
     yield (
         f"labelled: {count(totals.records)} records in {count(totals.units)} units, "
         f"{count(totals.targets)} {target}, {size(totals.shard_bytes)}"
@@ -134,7 +238,12 @@ def _summary(store: Store) -> Iterator[str]:
 
 
 def _again(job: Path, overrides: list[str] | None) -> str:
-    return " ".join(["decant label", str(job), *(overrides or ())])
+    """The command, without the credentials that were given on it."""
+    shown = [
+        override.partition("=")[0] + "=***" if is_secret(split(override)[0]) else override
+        for override in overrides or ()
+    ]
+    return " ".join(["decant label", str(job), *shown])
 
 
 def _say(line: str) -> None:

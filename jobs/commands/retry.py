@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -11,6 +11,9 @@ from jobs.commands.label import label_units
 from jobs.progress import LabelView
 from jobs.terminal import count, err, out
 from jobs.totals import targets_are
+
+if TYPE_CHECKING:
+    from pipeline.engine.base import Event
 
 
 def register(app: typer.Typer) -> None:
@@ -39,6 +42,7 @@ def retry_quarantine(
     Next: decant inspect STORE --quarantine, decant gc STORE
     """
     from jobs.config import load_job
+    from pipeline.engine.base import Committed
     from pipeline.retry import PASSING, Replacements
     from pipeline.targets.store import Store
 
@@ -50,10 +54,15 @@ def retry_quarantine(
     if not replacements:
         _say(f"nothing is in quarantine as {', '.join(codes)}: nothing to retry")
         return
+
+    def relabelled(event: Event) -> None:
+        if isinstance(event, Committed):
+            replacements.add(event.commit)
+
     title = f"retrying the quarantine of {store.url}"
     view = LabelView(title, len(replacements), 0, targets_are(store.spec))
     try:
-        label_units(labelling, replacements.units(), view, codes, replacements.add)
+        label_units(labelling, replacements.units(), view, [relabelled], retry=codes)
     finally:
         replacements.flush()
     found, labelled = replacements.found, replacements.labelled

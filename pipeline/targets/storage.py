@@ -307,20 +307,21 @@ class Storage:
         folders = [prefix]
         while folders:
             folder = folders.pop()
-            with self.failures("listed"):
-                try:
-                    entries = list(os.scandir(self._path(folder)))
-                except FileNotFoundError:
-                    continue
-            for entry in entries:
-                if entry.is_dir(follow_symlinks=False):
-                    folders.append(f"{folder}{entry.name}/")
-                    continue
-                try:
-                    status = entry.stat()
-                except FileNotFoundError:
-                    continue  # deleted since the folder was read
-                yield Entry(f"{folder}{entry.name}", status.st_size, status.st_mtime)
+            with contextlib.ExitStack() as opened:
+                with self.failures("listed"):
+                    try:
+                        entries = opened.enter_context(os.scandir(self._path(folder)))
+                    except FileNotFoundError:
+                        continue
+                for entry in entries:  # not as a list: each entry would keep what `stat` said
+                    if entry.is_dir(follow_symlinks=False):
+                        folders.append(f"{folder}{entry.name}/")
+                        continue
+                    try:
+                        status = entry.stat()
+                    except FileNotFoundError:
+                        continue  # deleted since the folder was read
+                    yield Entry(f"{folder}{entry.name}", status.st_size, status.st_mtime)
 
     def _pages(self, prefix: str) -> Iterator[Entry]:
         """S3's listing page by page: a million entries are never in memory at once."""

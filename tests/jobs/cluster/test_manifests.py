@@ -154,7 +154,7 @@ def test_its_pods_are_pods(kuberay: dict[str, dict[str, Any]]) -> None:
     wrong = copy.deepcopy(templates[1])
     wrong["spec"]["tolerations"][0]["efect"] = "NoSchedule"
     wrong["spec"]["containers"][0]["resources"]["limits"]["cpu"] = 8
-    assert unknown(wrong, "V1PodTemplateSpec") == [
+    assert sorted(unknown(wrong, "V1PodTemplateSpec")) == [
         "pod.spec.containers[0].resources.limits.cpu: no str",
         "pod.spec.tolerations[0].efect: unknown",
     ]
