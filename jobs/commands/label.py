@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from jobs.notify import Ending, NotifyConfig
     from pipeline.engine.base import Engine, Event
     from pipeline.job import LabelJob
-    from pipeline.targets.commit import Commit
     from pipeline.targets.store import Store
     from pipeline.targets.unit import Unit
 
