@@ -19,7 +19,7 @@ TITLES = {
 def curves(name: str, found: dict[str, list[dict[str, float]]]) -> None:
     """What is lost over bytes, on logarithmic axes, a panel for each measure that the points have."""
     shown = [key for key in TITLES if any(key in point for points in found.values() for point in points)]
-    figure = Figure(figsize=(4.4 * len(shown), 4.2), layout="constrained")
+    figure = Figure(figsize=(4.4 * len(shown), 4.6), layout="constrained")
     figure.suptitle(name)
     for axis, key in zip(figure.subplots(1, len(shown)), shown, strict=True):
         for label, points in found.items():
@@ -29,7 +29,7 @@ def curves(name: str, found: dict[str, list[dict[str, float]]]) -> None:
                 axis.axhline(points[0][key], color="grey", linestyle=":", label=label)
         axis.set(xscale="log", yscale="log", xlabel="bytes per target", title=TITLES[key])
         axis.grid(alpha=0.3, which="both")
-        axis.legend(fontsize=7)
+    figure.legend(*figure.axes[-1].get_legend_handles_labels(), loc="outside lower center", ncols=4)
     figure.savefig(RESULTS / f"targets-{name}.svg")
 
 
