@@ -117,7 +117,7 @@ def look(url: str, options: Mapping[str, Any]) -> File:
 def open_file(url: str, options: Mapping[str, Any], skipping: bool = False) -> BinaryIO:
     """The file for reading, seekable, with a readline that takes a limit.
 
-    skipping: most of the file will be passed over. Then a remote one is fetched a MiB at a time, which is what a
+    skipping: most of the file will be passed over. Then a remote one is fetched a MiB at a time, about what a
     request costs in time, and not in the larger blocks of its filesystem.
     """
     if is_local(url):

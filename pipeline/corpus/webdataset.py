@@ -59,8 +59,8 @@ class WebDatasetTars(FileSource):
     their usual extensions, of which a sample needs one."""
 
     unit_bytes: PositiveInt = 1 << 30
-    """Bytes of samples that make a unit. A tar that is not larger is neither opened for planning nor cut; of a
-    larger one all headers are read. A larger sample is a unit by itself."""
+    """Bytes of samples that make a unit. A tar that is not larger is neither opened for planning nor cut; of
+    a larger one all headers are read. A larger sample is a unit by itself."""
 
     max_record_bytes: PositiveInt = 64 << 20
     """A sample with more bytes in its fields is quarantined, not read."""
