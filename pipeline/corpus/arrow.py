@@ -83,7 +83,7 @@ class ArrowFiles(ColumnFiles):
 
     def _parts(self, planned: Mapping[str, str]) -> Iterator[tuple[Slice, int, int]]:
         for file in self.new_files(planned):
-            with self.peek(file) as opened, arrow(file.url):
+            with self.peek(file, skipping=True) as opened, arrow(file.url):
                 found = messages(opened, file.size)
                 self.check_columns(file.url, read_schema(opened, next(found, None)))
                 batches = [message for message in found if message.kind in (DICTIONARY, BATCH)]

@@ -67,7 +67,8 @@ class Source(Config, ABC):
         The same files give the same units. planned: the fingerprint of each file in the store's plan, by
         `Slice.url`. Such a file is never planned a second time, so a grown corpus adds units and changes
         none, whatever shares a unit with the new files and whatever the unit size is now.
-        Raises CorpusMissing when nothing matches, CorpusChanged when a planned file has another fingerprint.
+        Raises CorpusMissing when nothing matches, CorpusChanged when a planned file is another one now,
+        SpecMismatch when it was planned with settings that make other records of it.
         """
 
     @abstractmethod
@@ -75,5 +76,5 @@ class Source(Config, ABC):
         """The records of a unit in order; one that cannot be read comes as Quarantined, with its reason.
 
         Raises CorpusChanged when a file vanished or is no longer the planned one, CorpusUnreadable when
-        a file is broken as a whole.
+        a file is broken as a whole, SpecMismatch when the unit was planned with other settings.
         """

@@ -43,7 +43,7 @@ class ColumnFiles(FileSource, ABC):
 
     @model_validator(mode="after")
     def _one_way(self) -> ColumnFiles:
-        if self.columns and "text_column" in self.model_fields_set:
+        if self.columns and self.text_column != type(self).model_fields["text_column"].default:
             raise ValueError("text_column and columns exclude each other: name the text among the columns")
         return self
 

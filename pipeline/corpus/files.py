@@ -20,7 +20,7 @@ from pydantic import Field, field_validator
 from pipeline.corpus.base import NOTHING_PLANNED, Filtered, Read, Record, Source
 from pipeline.corpus.listing import File, absolute, find, fixed, look, open_file
 from pipeline.corpus.selection import Where, drawn
-from pipeline.targets.errors import CorpusChanged, CorpusMissing, CorpusUnreadable
+from pipeline.targets.errors import CorpusChanged, CorpusMissing, CorpusUnreadable, SpecMismatch
 from pipeline.targets.unit import Slice, Unit
 
 MARK = "~"  # between a file's fingerprint and that of the settings
@@ -98,7 +98,11 @@ class FileSource(Source):
         return self.exclude
 
     def new_files(self, planned: Mapping[str, str] = NOTHING_PLANNED) -> Iterator[File]:
-        """The files that are not planned yet. Raises CorpusChanged when a planned one is another file now."""
+        """The files that are not planned yet.
+
+        Raises CorpusChanged when a planned one is another file now, SpecMismatch when it was planned with
+        other settings.
+        """
         for file in self.files():
             before = planned.get(file.url)
             if before is None:
@@ -152,9 +156,9 @@ class FileSource(Source):
         text = json.dumps({**settings, "root": self._root()}, sort_keys=True)
         return MARK + hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
-    def _unbound(self, url: str) -> CorpusChanged:
-        """The error for a file whose records are not any more what they were when it was planned."""
-        return CorpusChanged(
+    def _unbound(self, url: str) -> SpecMismatch:
+        """The error for a file whose records would not be those that were planned."""
+        return SpecMismatch(
             f"the corpus file {url} was planned with other settings than the job's ("
             f"{', '.join(sorted(self.decides))}, or its name or weight in a mix): go back to them, or label "
             "into a new store"
@@ -176,10 +180,13 @@ class FileSource(Source):
         self.check(part)
 
     @contextmanager
-    def peek(self, file: File) -> Iterator[BinaryIO]:
-        """A listed file, to see while planning how it can be cut. Raises CorpusUnreadable."""
+    def peek(self, file: File, skipping: bool = False) -> Iterator[BinaryIO]:
+        """A listed file, to see while planning how it can be cut. skipping: as in `open_file`.
+
+        Raises CorpusUnreadable.
+        """
         try:
-            with open_file(file.url, self.options) as opened:
+            with open_file(file.url, self.options, skipping) as opened:
                 yield opened
         except OSError as error:
             raise CorpusUnreadable(f"the corpus file {file.url} cannot be read: {error}") from error

@@ -21,6 +21,7 @@ from fsspec.utils import get_protocol, glob_translate
 from pipeline.targets.errors import ConfigError, CorpusUnreadable, DecantError
 
 CACHES = {"__pycache__"}
+BUFFER = 1 << 20
 MAGIC = re.compile(r"[*?\[]")
 
 Test = Callable[[str], bool]
@@ -113,13 +114,18 @@ def look(url: str, options: Mapping[str, Any]) -> File:
     return File(url, int(info["size"] or 0), fingerprint(info))
 
 
-def open_file(url: str, options: Mapping[str, Any]) -> BinaryIO:
-    """The file for reading, seekable, with a readline that takes a limit."""
+def open_file(url: str, options: Mapping[str, Any], skipping: bool = False) -> BinaryIO:
+    """The file for reading, seekable, with a readline that takes a limit.
+
+    skipping: most of the file will be passed over. Then a remote one is fetched a MiB at a time, about what a
+    request costs in time, and not in the larger blocks of its filesystem.
+    """
     if is_local(url):
-        return open(url, "rb", buffering=1 << 20)
+        return open(url, "rb", buffering=BUFFER)
     fs, path = _filesystem(url, options)
     with _reached(url):
-        return io.BufferedReader(fs.open(path, "rb"), buffer_size=1 << 20)
+        opened = fs.open(path, "rb", block_size=BUFFER) if skipping else fs.open(path, "rb")
+        return io.BufferedReader(opened, buffer_size=BUFFER)
 
 
 def fingerprint(info: Mapping[str, Any]) -> str:

@@ -30,7 +30,7 @@ class ImageFiles(WholeFiles):
     kind: Literal["images"] = "images"
     """Image files."""
 
-    unit_bytes: PositiveInt = 64 << 20
+    unit_bytes: PositiveInt = 256 << 20
     """Bytes of files that make a unit; a larger file is a unit by itself."""
 
     max_file_bytes: PositiveInt = 64 << 20

@@ -16,7 +16,7 @@ from pydantic import Field, StringConstraints, field_validator, model_validator
 from pipeline.corpus.base import NOTHING_PLANNED, Read, Source
 from pipeline.corpus.files import FileSource
 from pipeline.corpus.kinds import AnyFiles
-from pipeline.targets.errors import ConfigError, CorpusChanged
+from pipeline.targets.errors import ConfigError, SpecMismatch
 from pipeline.targets.unit import Unit
 
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9_-]+$")]
@@ -82,7 +82,7 @@ class Mix(Source):
     def read(self, unit: Unit) -> Generator[Read, None, None]:
         name = unit.slices[0].fingerprint.rpartition("@")[2]
         if name not in self.sources:
-            raise CorpusChanged(
+            raise SpecMismatch(
                 f"the corpus file {unit.slices[0].url} was planned in none of the job's corpus.sources: go "
                 "back to those of the plan, or label into a new store"
             )

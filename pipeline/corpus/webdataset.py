@@ -58,8 +58,9 @@ class WebDatasetTars(FileSource):
     [txt]}. A sample that lacks a field is quarantined. By default "image", "audio", "text" and "json" by
     their usual extensions, of which a sample needs one."""
 
-    unit_bytes: PositiveInt = 64 << 20
-    """Bytes of samples that make a unit; a larger sample is a unit by itself."""
+    unit_bytes: PositiveInt = 1 << 30
+    """Bytes of samples that make a unit. A tar that is not larger is neither opened for planning nor cut; of
+    a larger one all headers are read. A larger sample is a unit by itself."""
 
     max_record_bytes: PositiveInt = 64 << 20
     """A sample with more bytes in its fields is quarantined, not read."""
@@ -72,7 +73,7 @@ class WebDatasetTars(FileSource):
             if compression(file.url) or file.size <= self.unit_bytes:
                 yield whole(file), file.size, file.size
                 continue
-            with self.peek(file) as opened, tar(file.url):
+            with self.peek(file, skipping=True) as opened, tar(file.url):
                 starts = list(sample_starts(opened, file.size))
             for start, stop in joined(pairwise([*starts, file.size]), self.unit_bytes):
                 yield part_of(file, start, stop), stop - start, stop - start

@@ -94,7 +94,8 @@ class ZarrArrays(FileSource):
             array = self._open(file.url)
             if (there := array.nchunks_initialized) < array.nchunks:
                 raise CorpusUnreadable(
-                    f"{file.url} has {there} of {array.nchunks} chunks: it is half-written, or copied in part"
+                    f"{file.url} has {there} of {array.nchunks} chunks: copy it again, or, if the others are "
+                    "zeros that were left out, store it with write_empty_chunks"
                 )
             for start, stop in cut(array.shape[0], self.unit_rows):
                 yield part_of(file, start, stop), stop - start, (stop - start) * _row_bytes(array)

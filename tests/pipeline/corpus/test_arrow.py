@@ -13,6 +13,7 @@ import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from pipeline.corpus import ArrowFiles, Record
 from pipeline.targets.errors import ConfigError, CorpusMissing, CorpusUnreadable
@@ -78,6 +79,7 @@ def test_columns_become_the_fields_that_a_record_is_to_have(tmp_path: Path) -> N
         columns={"image": "img", "text": "meta.caption", "array": "vector", "n": "meta.n"},
         key_column="id",
     )
+    assert ArrowFiles.model_validate_json(source.model_dump_json()) == source
     first, elsewhere, nothing = read(source)
     assert (first.key, first.data["image"], first.data["text"], first.data["n"]) == ("7", b"jpeg", "a cat", 1)
     np.testing.assert_array_equal(first.data["array"], [1.0, 2.0])
@@ -95,6 +97,11 @@ def test_a_column_that_is_no_value_is_refused_when_planning(tmp_path: Path) -> N
     ):
         with pytest.raises(ConfigError, match=reason):
             list(ArrowFiles(urls=[str(tmp_path)], columns=columns).units())
+
+
+def test_a_text_column_beside_columns_is_refused() -> None:
+    with pytest.raises(ValidationError, match="text_column and columns exclude each other"):
+        ArrowFiles(urls=["x"], columns={"text": "a"}, text_column="b")
 
 
 def saved(folder: Path, *names: str) -> None:

@@ -16,7 +16,7 @@ from pipeline.corpus import Filtered, Record, Source
 from pipeline.corpus.base import Read
 from pipeline.job import LabelJob
 from pipeline.label import Labeller, prepare
-from pipeline.targets.errors import CorpusChanged, CorpusMissing
+from pipeline.targets.errors import CorpusChanged, CorpusMissing, SpecMismatch
 from pipeline.targets.unit import Quarantined, Unit
 from tests.pipeline.corpus.corpora import Corpus, corpora, parsed
 
@@ -216,7 +216,7 @@ def test_another_filter_over_planned_files_is_reported_never_applied_to_the_rest
             lambda s=changed: list(s.read(units[0])),
         ):
             with pytest.raises(
-                CorpusChanged, match=r"planned with other settings .*root, sample, sample_seed, .*where"
+                SpecMismatch, match=r"planned with other settings .*root, sample, sample_seed, .*where"
             ):
                 act()
 

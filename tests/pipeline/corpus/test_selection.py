@@ -15,7 +15,7 @@ from pydantic import ValidationError
 
 from pipeline.corpus import Filtered, JsonLines, Mix, ParquetFiles, Record, Source, TextFiles
 from pipeline.corpus.selection import Where, drawn
-from pipeline.targets.errors import ConfigError, CorpusChanged
+from pipeline.targets.errors import ConfigError, SpecMismatch
 from pipeline.targets.unit import Quarantined, Unit
 from tests.pipeline.corpus.corpora import parsed
 
@@ -217,9 +217,9 @@ def test_another_weight_name_or_source_over_planned_files_is_reported(folders: P
     web = next(unit for unit in units if "/web/" in unit.slices[0].url)
     renamed = source.model_copy(update={"sources": {"crawl": source.sources["web"]}, "weights": {}})
     for changed in (mix(folders), mix(folders, weights={"web": 0.4}), renamed, source.sources["web"]):
-        with pytest.raises(CorpusChanged, match="its name or weight in a mix"):
+        with pytest.raises(SpecMismatch, match="its name or weight in a mix"):
             list(changed.units(planned(units)))
-        with pytest.raises(CorpusChanged):
+        with pytest.raises(SpecMismatch):
             list(changed.read(web))
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.corpus import Record, TextFiles
-from pipeline.targets.errors import CorpusChanged
+from pipeline.targets.errors import SpecMismatch
 from pipeline.targets.unit import Quarantined
 
 
@@ -83,7 +83,7 @@ def test_a_url_that_would_change_the_keys_of_planned_files_is_refused_unless_the
         planned = {part.url: part.fingerprint for part in unit.slices}
         grown = TextFiles(urls=both, root=root)
         if root is None:
-            with pytest.raises(CorpusChanged, match=r"other settings than the job's .root, "):
+            with pytest.raises(SpecMismatch, match=r"other settings than the job's .root, "):
                 list(grown.units(planned))
         else:
             (added,) = grown.units(planned)
