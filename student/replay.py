@@ -91,7 +91,7 @@ class Replayer:
                         raise self._refusal(commit, rows, i, f"the corpus has no {partner.key!r} {where}")
                     other = self._replay.decode(found)
                 inputs = self._replay.render(entry, record, other)
-                if not np.array_equal(ledger.digest(inputs), digests[i]):
+                if not np.array_equal(self._replay.digest(inputs), digests[i]):
                     raise self._refusal(
                         commit,
                         rows,

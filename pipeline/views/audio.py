@@ -97,7 +97,7 @@ class AudioRenderer(Renderer):
         for start, length in self._windows(len(wave)):
             entry = {"start": start, "length": length}
             rendered = self._replay.render(entry, wave)
-            views.append(View({**rendered, **recorded(entry, rendered)}, 1))
+            views.append(View({**rendered, **recorded(entry, self._replay.digest(rendered))}, 1))
         return views
 
     def _windows(self, samples: int) -> list[tuple[int, int]]:

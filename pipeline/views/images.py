@@ -300,7 +300,7 @@ class ImageRenderer(Renderer):
                         "view": self._parameters(partner, draws),
                     }
             rendered = self._replay.render(entry, image, partner)
-            views.append(View({**rendered, **recorded(entry, rendered)}, 1))
+            views.append(View({**rendered, **recorded(entry, self._replay.digest(rendered))}, 1))
         return views
 
     def _parameters(self, image: Any, draws: Draws) -> dict[str, Any]:

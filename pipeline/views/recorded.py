@@ -11,9 +11,9 @@ from pipeline.targets.ragged import Array
 from pipeline.targets.replay import ledger
 
 
-def recorded(entry: Mapping[str, Any], rendered: Mapping[str, Array]) -> dict[str, Array]:
+def recorded(entry: Mapping[str, Any], digest: Array) -> dict[str, Array]:
     """A view's ledger entry, and the digest of what was rendered by it."""
-    return {ledger.LEDGER.name: ledger.write(entry), ledger.DIGEST.name: ledger.digest(rendered)}
+    return {ledger.LEDGER.name: ledger.write(entry), ledger.DIGEST.name: digest}
 
 
 def fingerprint(described: Mapping[str, Any]) -> str:

@@ -15,6 +15,7 @@ import numpy as np
 
 from pipeline.targets.errors import SpecMismatch
 from pipeline.targets.ragged import Array
+from pipeline.targets.replay.ledger import digest
 from pipeline.targets.spec import Input
 
 
@@ -59,6 +60,10 @@ class Replay(ABC):
     @abstractmethod
     def render(self, entry: Mapping[str, Any], record: Any, partner: Any = None) -> dict[str, Array]:
         """The inputs of one view. record, partner: decoded. Raises Unrenderable."""
+
+    def digest(self, rendered: Mapping[str, Array]) -> Array:
+        """What says whether two renderings are the same, uint8 [8]."""
+        return digest(rendered)
 
 
 def field_of(data: Mapping[str, Any], field: str) -> Any:

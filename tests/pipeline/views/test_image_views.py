@@ -183,3 +183,31 @@ def test_the_description_names_the_libraries_and_every_setting() -> None:
 def test_settings_that_make_no_sense_are_refused(change: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
         renderer(**change)
+
+
+SETTINGS = st.fixed_dictionaries(
+    {
+        "size": st.integers(1, 24),
+        "resample": st.sampled_from(["nearest", "bilinear", "bicubic", "lanczos"]),
+        "dtype": st.sampled_from(["uint8", "float32"]),
+        "flip": st.sampled_from([0.0, 0.5, 1.0]),
+        "seed": st.integers(0, 9),
+        "randaugment": st.none()
+        | st.fixed_dictionaries({"operations": st.integers(1, 4), "magnitude": st.integers(0, 30)}),
+        "mix": st.none() | st.just({"reach": 1}),
+    }
+)
+
+
+@given(SETTINGS, st.integers(1, 40), st.integers(1, 40))
+def test_any_settings_on_any_image_replay_to_the_bit(
+    settings: dict[str, Any], width: int, height: int
+) -> None:
+    loaded = renderer(**settings, views=2)
+    first, second = (Record(f"{i}", i, {"image": picture(i, width, height)}) for i in range(2))
+    replay = ImageReplay(loaded.description)
+    for view in loaded.render(second, [first] if loaded.reach else []):
+        other = replay.decode(first.data) if replay.partner(entry(view)) else None
+        again = replay.render(entry(view), replay.decode(second.data), other)
+        assert again["image"].tobytes() == view.inputs["image"].tobytes()
+        assert view.inputs["image"].shape == (3, settings["size"], settings["size"])

@@ -19,8 +19,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.targets.errors import SpecMismatch
-from pipeline.targets.replay import Unrenderable
-from pipeline.targets.replay.audio import STEPS, AudioReplay, LogMel, resampled
+from pipeline.targets.replay import Unrenderable, ledger
+from pipeline.targets.replay.audio import AudioReplay, LogMel, resampled
 
 VIEWS: dict[str, Any] = {
     "kind": "audio",
@@ -133,13 +133,18 @@ def test_the_spectrogram_is_what_its_formula_says(
     expected = dense_log_mel(samples, 8000, fft, hop, mels, low, high)
     assert ours.shape == expected.shape == (mels, 1 + 4000 // hop)
     assert ours.dtype == np.dtype("<f4")
-    # Another FFT and another order of sums: all that they disagree about is rounded away.
-    np.testing.assert_array_equal(ours, (np.rint(expected * STEPS) / STEPS).astype(np.float32))
+    np.testing.assert_allclose(ours, expected, rtol=1e-6, atol=1e-6)
+    # Another FFT and another order of sums: the digest does not see them, but a hundredth of a nat.
+    mel = {"fft": fft, "hop": hop, "mels": mels, "low": low, "high": high}
+    digest = replay(log_mel=mel).digest
+    again = digest({"log_mel": expected.astype("<f4")})
+    np.testing.assert_array_equal(digest({"log_mel": ours}), again)
+    assert digest({"log_mel": ours + np.float32(0.01)}).tobytes() != again.tobytes()
 
 
 def test_silence_lies_on_the_floor() -> None:
     values = LogMel(8000, 400, 160, 40, 0.0, None)(np.zeros(4000))
-    np.testing.assert_allclose(values, np.log(1e-10), atol=1 / STEPS)
+    np.testing.assert_allclose(values, np.log(1e-10), rtol=1e-6)
 
 
 def test_a_window_is_cut_out_and_filled_up_with_zeros() -> None:
@@ -148,6 +153,19 @@ def test_a_window_is_cut_out_and_filled_up_with_zeros() -> None:
     out = replay().render({"start": 5000, "length": 1000}, record)["waveform"]
     np.testing.assert_array_equal(out[:1000], samples[5000:].astype(np.float32))
     np.testing.assert_array_equal(out[1000:], np.zeros(3000))
+
+
+def test_the_digest_of_a_waveform_is_of_its_sixteen_bits() -> None:
+    samples = tone(440, 8000, 0.5).astype("<f4")
+    digest = replay().digest
+    last_bit = np.nextafter(samples, np.float32(1))
+    np.testing.assert_array_equal(digest({"waveform": samples}), digest({"waveform": last_bit}))
+    steps = np.rint(samples.astype(np.float64) * 32768).astype("<i4")
+    np.testing.assert_array_equal(digest({"waveform": samples}), ledger.digest({"waveform": steps}))
+    other = samples.copy()
+    other[77] += 1 / 32768
+    assert digest({"waveform": other}).tobytes() != digest({"waveform": samples}).tobytes()
+    assert digest({"waveform": np.full(4000, 1e30, "<f4")}).shape == (8,)
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from PIL import Image
 from pipeline.targets.errors import SpecMismatch
 from pipeline.targets.replay import Partner, Unrenderable
 from pipeline.targets.replay.images import ImageReplay
-from pipeline.targets.replay.pixels import Pixels
+from pipeline.targets.replay.pixels import OPERATIONS, Pixels
 from tests.pipeline.views.pictures import encoded, picture
 
 VIEWS = {
@@ -210,3 +210,22 @@ def test_the_partner_is_named_by_row_and_key() -> None:
 def test_views_that_it_does_not_know_are_refused(change: dict[str, Any]) -> None:
     with pytest.raises(SpecMismatch, match="views"):
         replay(**change)
+
+
+NUMBERS = st.integers(-5, 50) | st.integers() | st.floats() | st.booleans() | st.none() | st.text(max_size=2)
+CROPS = st.lists(st.integers(0, 20), min_size=4, max_size=4) | st.lists(NUMBERS, max_size=5) | NUMBERS
+STEPS = st.lists(
+    st.tuples(st.sampled_from([*OPERATIONS, "none"]), NUMBERS).map(list) | st.lists(NUMBERS, max_size=2),
+    max_size=3,
+)
+PARTS = {"crop": CROPS, "flip": NUMBERS, "ops": STEPS | NUMBERS}
+MIXES = st.fixed_dictionaries(
+    {}, optional={"view": st.fixed_dictionaries({}, optional=PARTS), "box": CROPS, "weight": NUMBERS}
+)
+
+
+@given(st.fixed_dictionaries({}, optional={**PARTS, "mix": MIXES | NUMBERS}))
+def test_any_entry_gives_pixels_or_is_refused_and_nothing_else(entry: dict[str, Any]) -> None:
+    image = Image.fromarray(picture(7))
+    with suppress(Unrenderable):
+        assert replay().render(entry, image, image)["image"].shape == (3, 16, 16)
