@@ -44,6 +44,11 @@ def specify(
         heads.append(_head(name, output, codec, renderer.vocabulary))
         if output.likeliest is not None:
             _check_told(heads[-1], output.likeliest)
+        if output.vector and codec.of == "logits":
+            raise ConfigError(
+                f"store.heads.{name}: the teacher gives a vector, and the codec {codec.kind} is of "
+                "distributions: use embedding or codebooks"
+            )
         if codec.of == "embeddings" and teacher.description.get("average") == "probabilities":
             raise ConfigError(
                 f'teacher.average: the head "{name}" is stored as an embedding and has no probabilities: '

@@ -23,13 +23,15 @@ if TYPE_CHECKING:
 class Output:
     """A head that a teacher offers. size: classes V, the width of its logits. padded: whether some members of
     an ensemble have more than these, which only logits beyond the tokenizer's ids may. likeliest: how many of
-    the likeliest classes it tells, as `Likeliest`; None: logits of all.
+    the likeliest classes it tells, as `Likeliest`; None: logits of all. vector: whether its numbers are known
+    to be features of a vector, and no logits.
     """
 
     size: int
     positions: Positions
     padded: bool = False
     likeliest: int | None = None
+    vector: bool = False
 
 
 @dataclass(frozen=True)

@@ -72,7 +72,7 @@ class EncoderTeacher:
             self.pixels = Pixels(normalisation(folder), config.layout, self.device, self.model.dtype)
         else:
             self.description["frames_first"] = config.frames_first
-        self.outputs = {"embedding": Output(self._size(), "single")}
+        self.outputs = {"embedding": Output(self._size(), "single", vector=True)}
 
     def __call__(self, batch: Batch) -> Mapping[str, torch.Tensor]:
         """Vectors, float32 [views, D]."""

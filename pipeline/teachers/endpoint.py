@@ -232,7 +232,8 @@ def told(answer: Any, prompt: list[int], k: int, size: int) -> Told:
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         reason = f"{type(error).__name__} {error}" if isinstance(error, KeyError | TypeError) else str(error)
         raise Malformed(f"the answer is no list of prompt_logprobs: {reason}"[:300]) from error
-    total = np.exp(log_probs).sum(axis=1)
+    with np.errstate(over="ignore"):
+        total = np.exp(log_probs).sum(axis=1)
     if (total > 1 + EXCESS).any():
         at = int(np.flatnonzero(total > 1 + EXCESS)[0])
         raise Malformed(f"the probabilities of position {at + 1} sum to {total[at]:.4g}, more than one")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
@@ -87,4 +88,5 @@ def _alike(ours: Mapping[str, Output], theirs: Mapping[str, Output]) -> bool:
 
 def _common(a: Output, b: Output) -> Output:
     """Of two like heads, what both have."""
-    return Output(min(a.size, b.size), a.positions, a.padded or b.padded or a.size != b.size)
+    padded = a.padded or b.padded or a.size != b.size
+    return replace(a, size=min(a.size, b.size), padded=padded)

@@ -154,16 +154,25 @@ class Pixels:
 
 
 def normalisation(folder: str) -> Scaling:
-    """As the directory's preprocessor_config.json says; a division by 255 if it has none."""
-    path = os.path.join(folder, "preprocessor_config.json")
-    said: dict[str, Any] = {}
-    if os.path.isfile(path):
-        with open(path, "rb") as file:
-            said = json.load(file)
+    """As the directory says, in processor_config.json, where transformers 5 saves it, or in
+    preprocessor_config.json; a division by 255 if it has neither.
+    """
+    said = _json(folder, "preprocessor_config.json")
+    said = _json(folder, "processor_config.json").get("image_processor", said)
     factor = float(said.get("rescale_factor", 1 / 255)) if said.get("do_rescale", True) else 1.0
     if not said.get("do_normalize", "image_mean" in said):
         return factor, [0.0], [1.0]
     return factor, list(said.get("image_mean", [0.5])), list(said.get("image_std", [0.5]))
+
+
+def _json(folder: str, name: str) -> dict[str, Any]:
+    """What the file says; nothing without one."""
+    path = os.path.join(folder, name)
+    if not os.path.isfile(path):
+        return {}
+    with open(path, "rb") as file:
+        found: dict[str, Any] = json.load(file)
+    return found
 
 
 def sound_by_length(

@@ -56,7 +56,7 @@ class TimmTeacher:
         self.device, dtype = device_of(config.device), getattr(torch, config.dtype)
         self.model = _load(folder, said).to(self.device, dtype).eval().requires_grad_(False)
         self.pixels = Pixels(_scaling(said.get("pretrained_cfg", said)), config.layout, self.device, dtype)
-        self.outputs = {"embedding": Output(int(self.model.head_hidden_size), "single")}
+        self.outputs = {"embedding": Output(int(self.model.head_hidden_size), "single", vector=True)}
         if int(self.model.num_classes) > 0:
             self.outputs["logits"] = Output(int(self.model.num_classes), "single")
         self.description = {

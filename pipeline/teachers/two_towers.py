@@ -61,7 +61,9 @@ class TwoTowersTeacher:
         self.special = SpecialTokens.of(folder)
         self.pixels = Pixels(normalisation(folder), config.layout, self.device, self.model.dtype)
         size = getattr(self.model.config, "projection_dim", None) or self.model.config.text_config.hidden_size
-        self.outputs: dict[str, Output] = {tower: Output(int(size), "single") for tower in config.towers}
+        self.outputs: dict[str, Output] = {
+            tower: Output(int(size), "single", vector=True) for tower in config.towers
+        }
         self.whole = self.model.config.model_type in FULL_LENGTH
 
     def __call__(self, batch: Batch) -> Mapping[str, torch.Tensor]:

@@ -11,7 +11,7 @@ from pipeline.targets.errors import UserError
 if TYPE_CHECKING:
     import torch
 
-DESCRIBING = ("config.json", "preprocessor_config.json", "tokenizer.json")
+DESCRIBING = ("config.json", "preprocessor_config.json", "processor_config.json", "tokenizer.json")
 
 
 def model_directory(path: str) -> str:

@@ -11,7 +11,7 @@ import torch
 import transformers
 
 from pipeline.label import Labeller, prepare
-from pipeline.targets.errors import UserError
+from pipeline.targets.errors import ConfigError, UserError
 from pipeline.teachers import Encoder
 from pipeline.teachers.base import Output
 from tests.pipeline.teachers.tiny import (
@@ -58,7 +58,7 @@ def test_a_texts_vector_is_its_own_hidden_states_pooled_whatever_it_is_padded_to
 ) -> None:
     model = text_model(architecture)
     teacher = Encoder(path=save(model, tmp_path), pooling=pooling, device="cpu").load()
-    assert teacher.outputs == {"embedding": Output(32, "single")}
+    assert teacher.outputs == {"embedding": Output(32, "single", vector=True)}
     together = teacher(token_batch(ROWS))["embedding"]
     for row, found in zip(ROWS, together, strict=True):
         hidden = hidden_of(model, row)
@@ -130,7 +130,7 @@ def test_an_image_is_embedded_by_patches_or_by_its_map(tmp_path: Path, kind: str
     model = transformers.AutoModel.from_config(configs[kind]()).eval()
     pixels = np.random.default_rng(0).normal(size=(3, 3, 8, 8)).astype(np.float32)
     teacher = Encoder(path=save(model, tmp_path), device="cpu").load()
-    assert teacher.outputs == {"embedding": Output(32, "single")}
+    assert teacher.outputs == {"embedding": Output(32, "single", vector=True)}
     with torch.no_grad():
         hidden = model(pixel_values=torch.from_numpy(pixels)).last_hidden_state
     expected = hidden.mean(dim=(2, 3)) if kind == "resnet" else hidden.mean(dim=1)
@@ -183,3 +183,10 @@ def test_a_corpus_of_texts_becomes_a_store_of_their_vectors(tmp_path: Path, make
     for i in range(0, len(rows), 5):
         expected = hidden_of(model, rows.take(np.array([i])).inputs["tokens"].values.tolist()).mean(0)
         torch.testing.assert_close(torch.from_numpy(vectors[i]), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_vector_is_not_stored_as_a_distribution(tmp_path: Path, make_job: Any) -> None:
+    path = save(text_model("bert"), tmp_path / "model")
+    job = make_job(teacher={"kind": "encoder", "path": path}, heads={"embedding": {"kind": "threshold"}})
+    with pytest.raises(ConfigError, match="gives a vector, and the codec threshold is of distributions"):
+        prepare(job)

@@ -84,13 +84,20 @@ def test_a_served_model_tells_what_it_would_say_here(served: Served) -> None:
         np.testing.assert_allclose(dense.sum(dim=1).numpy(), 1, atol=1e-5)
 
 
-@pytest.mark.parametrize("codec", [{"kind": "topk", "k": 5}, {"kind": "topp", "k": 6, "p": 0.8}])
+@pytest.mark.parametrize(
+    ("codec", "size"),
+    [
+        ({"kind": "topk", "k": 5}, WORDS + 1),
+        ({"kind": "topp", "k": 6, "p": 0.8}, WORDS + 1),
+        ({"kind": "topk", "k": 6}, VOCABULARY),  # with classes that no token names
+    ],
+)
 def test_a_corpus_is_labelled_by_a_served_model_and_passes_its_audit(
-    served: Served, make_job: Any, codec: dict[str, Any], tmp_path: Path
+    served: Served, make_job: Any, codec: dict[str, Any], size: int, tmp_path: Path
 ) -> None:
     texts = {f"{i}.txt": " ".join(f"w{(i * 7 + j * 3) % 90}" for j in range(20)) for i in range(12)}
-    served.model = language_model(WORDS + 1)
-    teacher = endpoint(served, size=WORDS + 1).model_dump()
+    served.model = language_model(size)
+    teacher = endpoint(served, size=size).model_dump()
     job = make_job(texts, teacher=teacher, heads={"logits": codec}, unit_bytes=400)
     store = prepare(job)
     said = store.spec.teacher
@@ -103,7 +110,8 @@ def test_a_corpus_is_labelled_by_a_served_model_and_passes_its_audit(
         assert commit.quarantined == 0
         assert commit.statistics["logits.label_nll"] > 0
         assert "logits.entropy" not in commit.statistics
-    found = audit(job)
+    # Of so few classes, those that left their place empty are some hundredths of the tail.
+    found = audit(job, tolerance=0.02 if size > WORDS + 1 else None)
     assert list(found.findings) == []
     assert found.relabelled == 12
     assert len(served.requests) > 24

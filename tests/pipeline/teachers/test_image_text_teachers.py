@@ -59,7 +59,8 @@ def test_images_and_texts_have_vectors_in_one_space_and_two_heads(
     path = save(model, tmp_path)
     add_special_tokens(tmp_path, 90, 91)
     teacher = TwoTowers(path=path, device="cpu").load()
-    assert teacher.outputs == {"image": Output(size, "single"), "text": Output(size, "single")}
+    vector = Output(size, "single", vector=True)
+    assert teacher.outputs == {"image": vector, "text": vector}
     found = teacher(token_batch(ROWS, pixels=PIXELS))
     with torch.no_grad():
         image = model.get_image_features(pixel_values=torch.from_numpy(PIXELS)).pooler_output
@@ -145,7 +146,11 @@ def test_bytes_of_an_image_are_normalised_for_every_teacher_that_sees(tmp_path: 
         folder = tmp_path / head
         path = save(model, folder)
         add_special_tokens(folder, 90, 91)
-        (folder / "preprocessor_config.json").write_text(json.dumps(said))
+        for name, written in (
+            ("preprocessor_config.json", said if kind is TwoTowers else {"do_rescale": False}),
+            ("processor_config.json", {} if kind is TwoTowers else {"image_processor": said}),
+        ):
+            (folder / name).write_text(json.dumps(written))
         teacher = kind(path=path, device="cpu").load()  # type: ignore[attr-defined]
         bytes_, floats = (teacher(token_batch(ROWS[:2], pixels=p))[head] for p in (byte, normal))
         torch.testing.assert_close(bytes_[0], floats[0], rtol=1e-3, atol=1e-3)

@@ -51,7 +51,7 @@ def test_a_timm_model_gives_logits_and_the_features_before_them(
         found = teacher(array_batch(pixels))
         torch.testing.assert_close(found["logits"], expected, rtol=1e-4, atol=1e-4)
         torch.testing.assert_close(found["embedding"], features, rtol=1e-4, atol=1e-4)
-    assert teacher.outputs["embedding"] == Output(features.shape[1], "single")
+    assert teacher.outputs["embedding"] == Output(features.shape[1], "single", vector=True)
 
 
 def test_weights_of_another_architecture_are_refused(tmp_path: Path) -> None:
