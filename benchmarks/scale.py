@@ -33,7 +33,7 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from benchmarks.record import record
+from benchmarks.record import RESULTS, record
 from pipeline.targets.codecs import Threshold
 from pipeline.targets.commit import Commit, commit_name, shard_name
 from pipeline.targets.spec import Head, Input, Spec
@@ -315,10 +315,13 @@ def main() -> None:
     parser.add_argument("--scheduled", type=int, default=20_000, help="units that they sleep through")
     parser.add_argument("--seconds", type=float, default=1.0, help="that a unit sleeps on average")
     parser.add_argument("--threads", type=int, default=1, help="ignored: nothing computes")
-    parser.add_argument("--only", choices=("store", "engine"), help="one part, which is printed alone")
+    parser.add_argument("--only", choices=("store", "engine"), help="one part; the other's figures stay")
     parser.add_argument("--folder", type=Path, help="where the store is made (default: a temporary folder)")
     arguments = parser.parse_args()
     figures: dict[str, Mapping[str, Any]] = {}
+    earlier = RESULTS / "scale.json"
+    if arguments.only is not None and earlier.exists():
+        figures = json.loads(earlier.read_text())["figures"]
     if arguments.only != "engine":
         with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
             for step in STEPS:
@@ -327,8 +330,7 @@ def main() -> None:
         sizes = (arguments.scheduled, arguments.replicas)
         figures["sleeping"] = apart(schedule, *sizes, arguments.seconds)
         figures["idle"] = apart(schedule, 2 * arguments.scheduled, arguments.replicas, 0.0)
-    if arguments.only is None:
-        record("scale", figures)
+    record("scale", figures)
 
 
 if __name__ == "__main__":
