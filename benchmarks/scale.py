@@ -33,7 +33,7 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from benchmarks.record import record
+from benchmarks.record import RESULTS, record
 from pipeline.targets.codecs import Threshold
 from pipeline.targets.commit import Commit, commit_name, shard_name
 from pipeline.targets.spec import Head, Input, Spec
@@ -222,17 +222,15 @@ def apart(step: Callable[..., dict[str, Any]], *arguments: Any) -> dict[str, Any
 # The engine
 
 
-class Sleeper:
-    """In the place of `pipeline.engine.ray.Replica`: it sleeps, and says that it has committed."""
+class SleepingLabeller:
+    """In the place of `pipeline.label.Labeller`: it sleeps, and says that it has committed."""
 
-    def __init__(self, job: str, threads: int) -> None:
+    recorder = None
+
+    def __init__(self) -> None:
         self._seconds = float(os.environ["DECANT_SLEEP_SECONDS"])
 
-    def start(self) -> tuple[int, str]:
-        """Process id and node."""
-        return os.getpid(), platform.node()
-
-    def label(self, unit: Unit) -> Commit:
+    def label(self, unit: Unit, *_: object) -> Commit:
         """The record of a unit that took its time."""
         name = unit.id
         if self._seconds:
@@ -252,8 +250,13 @@ def schedule(count: int, replicas: int, seconds: float) -> dict[str, Any]:
     from pipeline.engine.base import Committed, Started
     from pipeline.job import LabelJob
 
+    class Sleeper(engine.Replica):
+        def start(self) -> tuple[int, str]:
+            self._labeller = here.SleepingLabeller()  # type: ignore[assignment]
+            return os.getpid(), platform.node()
+
     cloudpickle.register_pickle_by_value(here)
-    engine.Replica = here.Sleeper  # type: ignore[misc, assignment]
+    engine.Replica = Sleeper  # type: ignore[misc]
     job = LabelJob.model_validate(
         {
             "corpus": {"kind": "text", "urls": ["unused"]},
@@ -275,10 +278,12 @@ def schedule(count: int, replicas: int, seconds: float) -> dict[str, Any]:
             started.append(now)
         elif isinstance(event, Committed):
             committed.append((now, event.replica))
-    # Steady: from the last start on, without the tail in which there is not enough for all.
+    # Steady: from the last start on, or for the second half if all went by while some still started, and
+    # without the tail in which there is not enough for all.
     slots = replicas * job.label.replicas.units_in_flight
-    steady = [at for at, _ in committed[:-slots] if at >= started[-1]]
-    shares = list(Counter(replica for at, replica in committed if at >= started[-1]).values())
+    since = min(started[-1], committed[len(committed) // 2][0])
+    steady = [at for at, _ in committed[:-slots] if at >= since]
+    shares = list(Counter(replica for at, replica in committed if at >= since).values())
     rate = (len(steady) - 1) / (steady[-1] - steady[0])
     figures: dict[str, Any] = {
         "units": len(committed),
@@ -310,10 +315,13 @@ def main() -> None:
     parser.add_argument("--scheduled", type=int, default=20_000, help="units that they sleep through")
     parser.add_argument("--seconds", type=float, default=1.0, help="that a unit sleeps on average")
     parser.add_argument("--threads", type=int, default=1, help="ignored: nothing computes")
-    parser.add_argument("--only", choices=("store", "engine"), help="one part, which is printed alone")
+    parser.add_argument("--only", choices=("store", "engine"), help="one part; the other's figures stay")
     parser.add_argument("--folder", type=Path, help="where the store is made (default: a temporary folder)")
     arguments = parser.parse_args()
     figures: dict[str, Mapping[str, Any]] = {}
+    earlier = RESULTS / "scale.json"
+    if arguments.only is not None and earlier.exists():
+        figures = json.loads(earlier.read_text())["figures"]
     if arguments.only != "engine":
         with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
             for step in STEPS:
@@ -321,9 +329,8 @@ def main() -> None:
     if arguments.only != "store":
         sizes = (arguments.scheduled, arguments.replicas)
         figures["sleeping"] = apart(schedule, *sizes, arguments.seconds)
-        figures["idle"] = apart(schedule, *sizes, 0.0)
-    if arguments.only is None:
-        record("scale", figures)
+        figures["idle"] = apart(schedule, 2 * arguments.scheduled, arguments.replicas, 0.0)
+    record("scale", figures)
 
 
 if __name__ == "__main__":

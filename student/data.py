@@ -173,7 +173,7 @@ class TargetReader(IterableDataset[Batch]):
         self.heads = [self.spec.head(name).name for name in heads] if heads is not None else None
         self.seed, self.split, self.holdout = seed, split, holdout
         self.window_shards, self.shuffle, self.ahead = window_shards, shuffle, ahead
-        self.blocks = blocks_of(list(self.store.commits()), split, holdout)
+        self.blocks = blocks_of(list(self.store.commits(statistics=False)), split, holdout)
         self.rows = sum(map(len, self.blocks))
         """Rows of an epoch."""
         if not self.rows:

@@ -189,7 +189,9 @@ class Storage:
                         yield name, None
                 continue
             with self.failures("read"):
-                found = self._fs.cat([self._path(name) for name in chunk], on_error="return")
+                # s3fs asks for a file's size first, so as to read a large one in parts.
+                whole = {"max_concurrency": 1} if self.protocol in ("s3", "s3a") else {}
+                found = self._fs.cat([self._path(name) for name in chunk], on_error="return", **whole)
             for name in chunk:
                 data = found[self._path(name)]
                 if isinstance(data, FileNotFoundError):

@@ -13,6 +13,7 @@ import json
 import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +21,7 @@ from pipeline.targets import plan
 from pipeline.targets.commit import Commit, commit_name, unit_of
 from pipeline.targets.containers import CONTAINERS
 from pipeline.targets.errors import CorruptShard, PlannedMeanwhile, SpecMismatch, UserError
-from pipeline.targets.manifest import Manifest, manifest_name
+from pipeline.targets.manifest import NOTHING, Manifest, manifest_name
 from pipeline.targets.rows import Rows
 from pipeline.targets.spec import Spec, differences
 from pipeline.targets.storage import TEMPORARY, Storage
@@ -158,22 +159,26 @@ class Store:
 
     # What is committed
 
-    def commits(self) -> Iterator[Commit]:
-        """Every committed unit's record, exactly once, streamed."""
+    def commits(self, statistics: bool = True) -> Iterator[Commit]:
+        """Every committed unit's record, exactly once, streamed.
+
+        statistics: False gives records without statistics and histograms, for whoever keeps very many.
+        """
         newer = self._record_units()  # before the manifest: a record only ever vanishes into it
         manifest = self.manifest()
-        for commit in manifest.commits():
+        for commit in manifest.commits(statistics):
             newer.discard(commit.unit)
             yield commit
         folded = []
         for name, data in self.storage.read_many([commit_name(unit) for unit in sorted(newer)]):
             if data is None:
                 folded.append(name)
-            else:
-                yield self._record(data, name)
+                continue
+            commit = self._record(data, name)
+            yield commit if statistics else replace(commit, statistics=NOTHING, histograms=NOTHING)
         if folded:
             wanted = set(folded)
-            for commit in self.manifest().commits():
+            for commit in self.manifest().commits(statistics):
                 if commit_name(commit.unit) in wanted:
                     yield commit
 
@@ -369,11 +374,7 @@ class Store:
         return {unit for entry in self.storage.list("commits/") if (unit := unit_of(entry.name))}
 
     def _read_record(self, unit: str) -> Commit | None:
-        try:
-            data = self.storage.read(commit_name(unit))
-        except FileNotFoundError:
-            return None
-        return self._record(data, commit_name(unit))
+        return next(self.records([unit]), None)
 
     def records(self, units: Sequence[str]) -> Iterator[Commit]:
         """The commit records of these units, without those that have none (any more)."""

@@ -63,6 +63,34 @@ def test_a_look_is_bounded_and_the_next_ones_see_the_rest(
     assert len(read) == len(set(read)) == 7
 
 
+def test_a_look_costs_a_list_for_each_folder_and_a_read_for_each_new_record(
+    kit: Any, s3_bucket_url: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asyn = pytest.importorskip("fsspec.asyn")
+    s3fs = pytest.importorskip("s3fs")
+    asked: Counter[str] = Counter()
+    call = s3fs.S3FileSystem._call_s3
+
+    async def counted(self: Any, method: str, *arguments: Any, **options: Any) -> Any:
+        asked[method] += 1
+        return await call(self, method, *arguments, **options)
+
+    monkeypatch.setattr(s3fs.S3FileSystem, "_call_s3", counted)
+    monkeypatch.setattr(s3fs.S3FileSystem, "call_s3", asyn.sync_wrapper(counted))
+    store = Store.create(s3_bucket_url[0], kit.text_spec(), s3_bucket_url[1])
+    units = kit.make_units(3)
+    store.write_plan(units, {"kind": "text"}, 0)
+    follower = Follower(again(store, s3_bucket_url))
+    for unit in units:
+        kit.label(store, unit.id)
+    asked.clear()
+    assert len(told(follower)) == 3
+    assert asked == {"list_objects_v2": 2, "get_object": 3}
+    asked.clear()
+    assert told(follower) == []
+    assert asked == {"list_objects_v2": 2}
+
+
 def test_units_taken_out_are_noticed(store: Store, place: Place, kit: Any) -> None:
     units = [kit.label(store, unit.id).unit for unit in kit.make_units(4)]
     follower = Follower(again(store, place))

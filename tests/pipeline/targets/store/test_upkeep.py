@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 from pathlib import Path
 from typing import Any
@@ -116,3 +117,14 @@ def test_a_discarded_unit_is_labelled_again(store: Store, place: Place, kit: Any
     fresh = kit.label(other, units[0].id)
     assert other.find(units[0].id) == fresh
     assert not other.verify().problems
+
+
+def test_records_can_be_had_without_their_statistics(store: Store, place: Place, kit: Any) -> None:
+    for number, unit in enumerate(kit.make_units(4)):
+        kit.label(store, unit.id)
+        if number == 1:
+            store.compact()
+    bare = {commit.unit: commit for commit in again(store, place).commits(statistics=False)}
+    for commit in store.commits():
+        assert bare[commit.unit] == dataclasses.replace(commit, statistics={}, histograms={})
+        assert commit.statistics
