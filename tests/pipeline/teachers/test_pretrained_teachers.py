@@ -56,6 +56,20 @@ def test_padding_changes_no_views_logits(tmp_path: Path, architecture: str) -> N
         torch.testing.assert_close(together[i, : len(row)], bare, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
+def test_a_compiled_model_says_the_same_to_batches_of_any_shape(tmp_path: Path) -> None:
+    path = save(language_model("llama"), tmp_path)
+    plain = CausalLM(path=path, device="cpu").load()
+    compiled = CausalLM(path=path, device="cpu", compile=True).load()
+    assert compiled.model.base_model._compiled_call_impl is not None
+    assert compiled.description == plain.description
+    for rows in ([[1, 2, 3, 4, 5]], [list(range(1, 12)), [3, 4]], [[9, 8, 7], [6, 5, 4], [3, 2, 1]]):
+        with torch.inference_mode():
+            ours, theirs = (teacher(batch(rows))["logits"].whole() for teacher in (compiled, plain))
+        for i, row in enumerate(rows):
+            torch.testing.assert_close(ours[i, : len(row)], theirs[i, : len(row)], rtol=1e-4, atol=1e-4)
+
+
 SCALED: list[tuple[str, dict[str, Any]]] = [
     ("Cohere", {"logit_scale": 0.0625}),
     ("Granite", {"logits_scaling": 8.0}),
