@@ -26,6 +26,9 @@ FIRST_WAIT, LONGEST_WAIT = 0.5, 60.0
 """Seconds before the second attempt; each later wait is twice as long, up to the longest, and half of it is
 random, so that those who were refused together do not come back together."""
 
+ENCODINGS = frozenset({"content-encoding", "content-length", "transfer-encoding"})
+"""Headers that say how an answer travelled."""
+
 PATIENCE = 300.0
 """Seconds that a service may ask to be left alone with Retry-After."""
 
@@ -88,11 +91,12 @@ class Service:
         self._client = httpx2.Client(headers=headers, timeout=timeout_seconds, limits=limits)
         self._requests, self._tokens = Rate(requests_per_second), Rate(tokens_per_second)
 
-    def post(self, path: str, body: dict[str, Any], tokens: int) -> Any:
+    def post(self, path: str, body: dict[str, Any], tokens: int, most_bytes: int) -> Any:
         """What the service answers, from JSON. tokens: what the question counts for the rate of tokens.
 
         Raises Unavailable when no attempt was answered, Refused when the service understands the question
-        and does not answer it, UserError when it lets nobody in or is not there.
+        and does not answer it, or with more bytes than it may, UserError when it lets nobody in or is not
+        there.
         """
         import httpx2
 
@@ -102,7 +106,7 @@ class Service:
             self._tokens.take(tokens)
             asked = 0.0
             try:
-                response = self._client.post(f"{self._url}{path}", json=body)
+                response = self._post(path, body, most_bytes)
             except (httpx2.InvalidURL, httpx2.UnsupportedProtocol) as error:
                 raise UserError(f"teacher.url {self._url} cannot be used: {self._safe(error)}") from None
             except httpx2.TransportError as error:
@@ -124,6 +128,20 @@ class Service:
             if attempt + 1 < self._attempts:
                 time.sleep(asked + backoff(attempt))
         raise Unavailable(f"{self._url} did not answer in {self._attempts} attempts: {problem}")
+
+    def _post(self, path: str, body: dict[str, Any], most_bytes: int) -> httpx2.Response:
+        """The response, read. Raises Refused for one that is too long, which is left unread."""
+        import httpx2
+
+        with self._client.stream("POST", f"{self._url}{path}", json=body) as response:
+            content = bytearray()
+            for chunk in response.iter_bytes():
+                content += chunk
+                if len(content) > most_bytes:
+                    raise Refused(f"an answer of more than {most_bytes:,} bytes")
+        # Its content is decoded already.
+        headers = [(name, value) for name, value in response.headers.items() if name.lower() not in ENCODINGS]
+        return httpx2.Response(response.status_code, headers=headers, content=bytes(content))
 
     def close(self) -> None:
         """Close its connections."""

@@ -19,9 +19,9 @@ class Served:
     """A model behind /v1/completions.
 
     faults: what the next requests get instead of an answer, one each: "500", "429 <seconds>", "reset",
-    "no json", "short". poison: a token that brings every request down that has it; nan_on: one whose answer
-    has a NaN. down: whether every request fails. requests: (when, headers, body) of each; most: requests in
-    flight at once, at most.
+    "no json", "short", "endless". poison: a token that brings every request down that has it; nan_on: one
+    whose answer has a NaN. down: whether every request fails. requests: (when, headers, body) of each; most:
+    requests in flight at once, at most.
     """
 
     def __init__(self, model: Any, most_logprobs: int = 20) -> None:
@@ -93,6 +93,8 @@ class Handler(BaseHTTPRequestHandler):
             self.close_connection = True
             self.connection.close()
             return None
+        if fault == "endless":
+            return self.send(200, b" " * 3_000_000)
         if fault == "no json":
             return self.send(200, b"<html>502 Bad Gateway</html>")
         authorization = self.headers.get("Authorization", "")

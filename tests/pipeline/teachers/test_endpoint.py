@@ -158,6 +158,13 @@ def test_a_fault_that_passes_changes_no_answer(served: Served, fault: str) -> No
     np.testing.assert_array_equal(found.log_probs, expected.log_probs)
 
 
+def test_an_answer_without_end_is_not_read_to_its_end(served: Served) -> None:
+    teacher = endpoint(served).load()
+    served.faults = ["endless"]
+    with pytest.raises(Refused, match=r"more than 1,014,000 bytes"):
+        teacher(token_batch([[5, 3]]))
+
+
 def test_after_retry_after_nobody_asks_before_that_time(served: Served) -> None:
     teacher = endpoint(served, concurrency=1).load()
     served.requests.clear()
