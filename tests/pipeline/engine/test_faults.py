@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -30,6 +31,10 @@ def on_ray(ray_session: None) -> Engine:
     from pipeline.engine.ray import RayEngine
 
     return RayEngine()
+
+
+INLINE_BYTES = 100 * 1024
+"""What Ray passes from process to process without its object store."""
 
 
 def signalled(engine: Engine, job: LabelJob, store: Store, number: signal.Signals) -> list[Event]:
@@ -129,6 +134,26 @@ def test_two_drivers_on_one_store_commit_each_unit_once(
     with labelling(job, tmp_path) as one, labelling(job, tmp_path) as two:
         assert one.wait() == two.wait() == 0
     whole(store)
+
+
+def test_nothing_large_goes_through_rays_object_store(
+    on_ray: Engine, make_job: MakeJob, whole: Whole
+) -> None:
+    import ray
+
+    # Dense logits: a unit's targets are many times what Ray passes without its object store.
+    job = make_job(
+        unit_bytes=100_000, label=on_pool(), heads={"logits": {"kind": "dense", "dtype": "float32"}}
+    )
+    store = prepare(job)
+    for event in on_ray.run(job, store.pending(), threading.Event()):
+        assert len(pickle.dumps(event)) < INLINE_BYTES
+        used = (
+            ray.cluster_resources()["object_store_memory"] - ray.available_resources()["object_store_memory"]
+        )
+        assert used == 0
+    whole(store)
+    assert max(4 * 128 * commit.targets for commit in store.commits()) > 10 * INLINE_BYTES
 
 
 NODES = """
