@@ -33,11 +33,13 @@ THREADS = 4
 
 @dataclass(frozen=True)
 class Origin:
-    """What a row is rendered from. shard: where the row lies; record, partner: as the corpus has them."""
+    """What a row is rendered from. shard: where the row lies; record: as the corpus has it; partner: its key
+    and data, if there is one.
+    """
 
     shard: str
     record: Data
-    partner: Data | None
+    partner: tuple[str, Data] | None
 
 
 class Replayer:
@@ -74,7 +76,9 @@ class Replayer:
                     held.popitem(last=False)
         raise self._refusal(rows, len(found), shard, "the corpus has no such record in its place")
 
-    def _partner(self, rows: Rows, at: int, shard: str, held: Mapping[int, tuple[str, Data]]) -> Data | None:
+    def _partner(
+        self, rows: Rows, at: int, shard: str, held: Mapping[int, tuple[str, Data]]
+    ) -> tuple[str, Data] | None:
         try:
             partner = self._replay.partner(self._entry(rows, at, shard))
         except Unrenderable as error:
@@ -85,7 +89,7 @@ class Replayer:
         if key != partner.key:
             where = f"among the {self._replay.reach} records before it"
             raise self._refusal(rows, at, shard, f"the corpus has no {partner.key!r} {where}")
-        return data
+        return key, data
 
     def render(self, rows: Rows, origins: Sequence[Origin]) -> Rows:
         """Rows with their inputs, each of which is held against the stored digest.
@@ -122,19 +126,28 @@ class Replayer:
         try:
             record = self._replay.decode(origins[at].record)
             for at in same:
-                origin = origins[at]
-                other = None if origin.partner is None else self._replay.decode(origin.partner)
-                rendered = self._replay.render(self._entry(rows, at, origin.shard), record, other)
+                shard, partner = origins[at].shard, origins[at].partner
+                other = None if partner is None else self._partner_of(partner)
+                rendered = self._replay.render(self._entry(rows, at, shard), record, other)
                 if not np.array_equal(self._replay.digest(rendered), rows.inputs[ledger.DIGEST.name][at]):
+                    files = "its file" if partner is None else f"its file or that of {partner[0]}"
                     reason = (
-                        "the corpus renders to something else than the teacher saw (the digests differ): the "
-                        f"file has changed, or libraries are not {self._replay.decoder}"
+                        "the corpus renders to something else than the teacher saw (the digests differ): "
+                        f"{files} has changed, or libraries are not {self._replay.decoder}"
                     )
-                    raise self._refusal(rows, at, origin.shard, reason)
+                    raise self._refusal(rows, at, shard, reason)
                 yield at, rendered
         except Unrenderable as error:
             reason = f"the corpus' record {error.reason}"
             raise self._refusal(rows, at, origins[at].shard, reason) from error
+
+    def _partner_of(self, partner: tuple[str, Data]) -> Any:
+        """Decoded. Raises Unrenderable, which names it."""
+        key, data = partner
+        try:
+            return self._replay.decode(data)
+        except Unrenderable as error:
+            raise Unrenderable(error.code, f"is mixed with {key}, which {error.reason}") from error
 
     @staticmethod
     def _entry(rows: Rows, at: int, shard: str) -> dict[str, Any]:

@@ -213,7 +213,7 @@ def lost(row: int, key: str, data: dict[str, Any]) -> Any:
     [
         (mirrored, "the corpus renders to something else than the teacher saw"),
         (one_level_darker, "the corpus renders to something else than the teacher saw"),
-        (spoiled, "the corpus' record is no image"),
+        (spoiled, "the corpus' record (is mixed with images.npy#21, which )?is no image"),
         (renamed, "the corpus has 'another.png' in its place"),
         (lost, "the corpus has no such record in its place"),
     ],
@@ -235,7 +235,7 @@ def test_another_corpus_is_refused_by_store_shard_and_key(
         (lost, "the corpus has no 'images.npy#21' among the 4 records before it"),
         (renamed, "the corpus has no 'images.npy#21' among the 4 records before it"),
         (mirrored, "the corpus renders to something else than the teacher saw"),
-        (spoiled, "the corpus' record is no image"),
+        (spoiled, "the corpus' record is mixed with images.npy#21, which is no image"),
     ],
 )
 def test_another_partner_is_refused(
