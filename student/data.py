@@ -30,7 +30,7 @@ from pipeline.targets.spec import Spec
 from pipeline.targets.store import Store
 from student.config import VocabularyConfig
 from student.order import Block, Split, blocks_of, fingerprint, windows
-from student.replay import Records, Replayer
+from student.replay import Origin, Records, Replayer
 from student.targets import TorchTargets, to_torch
 from student.window import Window
 
@@ -125,7 +125,8 @@ class TargetReader(IterableDataset[Batch]):
     filled with the first rows of the next epoch. `epoch(n)` is one epoch, whose last batch may be smaller.
 
     Memory holds at most two windows as stored (the one in use, and the next one that threads fetch
-    meanwhile), and `ahead` decoded batches. Inputs that are replayed count as if they were stored.
+    meanwhile), and `ahead` decoded batches. Of inputs that are replayed it holds the corpus' files, as many
+    as the windows have; a batch's are rendered with the batch, by the rank that gets it.
 
     url, options: the store. split: "train", "holdout" or "all"; holdout: share of the shards held out (see
     `student.order.blocks_of`). heads: names of the heads to decode, all by default. shuffle: False reads in
@@ -254,8 +255,9 @@ class TargetReader(IterableDataset[Batch]):
     def _batches(self, epoch: int, position: int, endless: bool = True) -> Iterator[tuple[Batch, int, int]]:
         """This rank's batches from a row of an epoch on, each with the epoch and position after it."""
         parts: list[Rows] = []
+        origins: list[Origin] = []
         filled = 0
-        for number, first, order, window in self._windows(epoch, position, endless):
+        for number, first, order, window, sources in self._windows(epoch, position, endless):
             at = max(0, position - first) if number == epoch else 0
             while at < len(order):
                 # Only in an epoch read alone can a batch be short: its last one.
@@ -267,17 +269,20 @@ class TargetReader(IterableDataset[Batch]):
                 ours = order[at + max(low - filled, 0) : at + max(min(high - filled, step), 0)]
                 if len(ours):
                     parts.append(window.take(ours))
+                    origins += [sources[i] for i in ours.tolist()] if sources else []
                 at, filled = at + step, filled + step
                 if filled == size:
                     if parts:
-                        yield self._collate(parts), number, first + at
-                    parts, filled = [], 0
-            del window  # before the next one is put together
+                        yield self._collate(parts, origins), number, first + at
+                    parts, origins, filled = [], [], 0
+            del window, sources  # before the next one is put together
 
     def _windows(
         self, epoch: int, position: int, endless: bool
-    ) -> Iterator[tuple[int, int, npt.NDArray[np.int64], Window]]:
-        """From a row of an epoch on: epoch, the window's first row in it, the order of its rows, the rows."""
+    ) -> Iterator[tuple[int, int, npt.NDArray[np.int64], Window, list[Origin]]]:
+        """From a row of an epoch on: epoch, the window's first row in it, the order of its rows, the rows,
+        and what they are rendered from, if they are.
+        """
         pool = ThreadPoolExecutor(min(self.window_shards, 4), thread_name_prefix="decant-read")
         plan = self._plan(epoch, position, endless)
         try:
@@ -285,11 +290,12 @@ class TargetReader(IterableDataset[Batch]):
             while upcoming is not None:
                 number, first, order, futures = upcoming
                 del upcoming
-                window = Window([part for future in futures for part in future.result()])
+                window = Window([part for future in futures for part in future.result()[0]])
+                origins = [origin for future in futures for origin in future.result()[1]]
                 del futures
                 upcoming = self._fetch(pool, plan)
-                yield number, first, order, window
-                del window
+                yield number, first, order, window, origins
+                del window, origins
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
 
@@ -307,25 +313,30 @@ class TargetReader(IterableDataset[Batch]):
 
     def _fetch(
         self, pool: ThreadPoolExecutor, plan: Iterator[tuple[int, int, npt.NDArray[np.int64], list[Block]]]
-    ) -> tuple[int, int, npt.NDArray[np.int64], list[Future[list[Rows]]]] | None:
+    ) -> tuple[int, int, npt.NDArray[np.int64], list[Future[tuple[list[Rows], list[Origin]]]]] | None:
         for number, first, order, blocks in plan:
             return number, first, order, [pool.submit(self._load, block) for block in blocks]
         return None
 
-    def _load(self, block: Block) -> list[Rows]:
-        """The rows of a block, as the container cut them. Raises CorruptShard with the shard's name."""
+    def _load(self, block: Block) -> tuple[list[Rows], list[Origin]]:
+        """The rows of a block, as the container cut them, and what they are rendered from, if they are.
+
+        Raises CorruptShard with the shard's name, and as `Replayer.origins`.
+        """
         parts = list(self.store.read(block.commit))
         if self.id_map is not None and block.commit.unit not in self._compared:
             self.id_map.check(Rows.concatenate(parts), str(block.commit.shard))
             self._compared.add(block.commit.unit)
-        if self._replay is not None:
-            parts = [self._replay(Rows.concatenate(parts), block.commit)]
+        origins = self._replay.origins(Rows.concatenate(parts), block.commit) if self._replay else []
         if len(block) == block.commit.rows:
-            return parts
-        return [Rows.concatenate(parts).take(np.arange(block.start, block.stop))]
+            return parts, origins
+        rows = Rows.concatenate(parts).take(np.arange(block.start, block.stop))
+        return [rows], origins[block.start : block.stop]
 
-    def _collate(self, parts: Sequence[Rows]) -> Batch:
+    def _collate(self, parts: Sequence[Rows], origins: Sequence[Origin]) -> Batch:
         rows = parts[0] if len(parts) == 1 else Rows.concatenate(parts)
+        if self._replay is not None:
+            rows = self._replay.render(rows, origins)
         inputs, lengths = {}, None
         for name, stored in rows.inputs.items():
             if name in self._recorded:

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import dataclasses
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -20,8 +22,24 @@ from pipeline.targets.replay import Unrenderable, ledger, replay_of, replayed
 from pipeline.targets.rows import Rows
 from pipeline.targets.store import Store
 
-Records = Callable[[str], Iterator[tuple[int, str, Mapping[str, Any]]]]
+Data = Mapping[str, Any]
+
+Records = Callable[[str], Iterator[tuple[int, str, Data]]]
 """The records of a unit, by its id: ordinal in the unit, key and data of each that can be read, in order."""
+
+THREADS = 4
+"""That render a batch side by side: decoders and filters hold no lock of the interpreter's."""
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What a row is rendered from. shard: where the row lies; record: as the corpus has it; partner: its key
+    and data, if there is one.
+    """
+
+    shard: str
+    record: Data
+    partner: tuple[str, Data] | None
 
 
 class Replayer:
@@ -31,83 +49,115 @@ class Replayer:
     """
 
     def __init__(self, store: Store, records: Records) -> None:
-        self._store, self._records = store, records
+        self._url, self._records = store.url, records
         self._replay = replay_of(store.spec)
         self.spec = replayed(store.spec)
 
-    def __call__(self, rows: Rows, commit: Commit) -> Rows:
-        """All rows of a shard, in order, with their inputs; the unit's records are read once, in order.
+    def origins(self, rows: Rows, commit: Commit) -> list[Origin]:
+        """Of all rows of a shard, in order; the unit's records are read once, in order, and not decoded.
 
-        Every row's digest is held against the stored one. Holds as many records as a partner may be away.
-        Raises SpecMismatch naming store, shard and key when the corpus has another record in a row's place or
-        none, or when it renders to something else than the teacher saw; and what reading the corpus raises.
+        Raises SpecMismatch naming store, shard and key when the corpus has another record in a row's or its
+        partner's place, or none; CorruptShard for a broken ledger; and what reading the corpus raises.
+        """
+        found: list[Origin] = []
+        shard = str(commit.shard)
+        held: OrderedDict[int, tuple[str, Data]] = OrderedDict()
+        with closing(self._records(commit.unit)) as records:  # type: ignore[type-var]
+            for row, key, data in records:
+                while len(found) < len(rows) and rows.row[len(found)] == row:
+                    at = len(found)
+                    if rows.keys[at] != key:
+                        raise self._refusal(rows, at, shard, f"the corpus has {key!r} in its place")
+                    found.append(Origin(shard, data, self._partner(rows, at, shard, held)))
+                if len(found) == len(rows):
+                    return found
+                held[row] = key, data
+                while len(held) > self._replay.reach:
+                    held.popitem(last=False)
+        raise self._refusal(rows, len(found), shard, "the corpus has no such record in its place")
+
+    def _partner(
+        self, rows: Rows, at: int, shard: str, held: Mapping[int, tuple[str, Data]]
+    ) -> tuple[str, Data] | None:
+        try:
+            partner = self._replay.partner(self._entry(rows, at, shard))
+        except Unrenderable as error:
+            raise self._refusal(rows, at, shard, f"the corpus' record {error.reason}") from error
+        if partner is None:
+            return None
+        key, data = held.get(partner.row, ("", {}))
+        if key != partner.key:
+            where = f"among the {self._replay.reach} records before it"
+            raise self._refusal(rows, at, shard, f"the corpus has no {partner.key!r} {where}")
+        return key, data
+
+    def render(self, rows: Rows, origins: Sequence[Origin]) -> Rows:
+        """Rows with their inputs, each of which is held against the stored digest.
+
+        A record that several of the rows are of is decoded once. Raises SpecMismatch naming store, shard and
+        key when the corpus renders to something else than the teacher saw.
         """
         inputs = {
             item.name: np.empty((len(rows), *item.item_shape), dtype=item.dtype)
             for item in self._replay.inputs
         }
-        at = 0
-        held: OrderedDict[int, tuple[str, Mapping[str, Any]]] = OrderedDict()
-        with closing(self._records(commit.unit)) as records:  # type: ignore[type-var]
-            for row, key, data in records:
-                if at == len(rows):
-                    break
-                if rows.row[at] == row:
-                    if rows.keys[at] != key:
-                        raise self._refusal(commit, rows, at, f"the corpus has {key!r} in its place")
-                    for rendered in self._record(rows, commit, at, data, held):
-                        for name, array in rendered.items():
-                            inputs[name][at] = array
-                        at += 1
-                held[row] = key, data
-                while len(held) > self._replay.reach:
-                    held.popitem(last=False)
-        if at < len(rows):
-            raise self._refusal(commit, rows, at, "the corpus has no such record in its place")
+        records: dict[int, list[int]] = {}
+        for i, origin in enumerate(origins):
+            records.setdefault(id(origin.record), []).append(i)
+
+        def fill(same: Sequence[int]) -> None:
+            for i, rendered in self._views(rows, origins, same):
+                for name, array in rendered.items():
+                    inputs[name][i] = array
+
+        with ThreadPoolExecutor(THREADS, thread_name_prefix="decant-replay") as pool:
+            for _ in pool.map(fill, records.values()):
+                pass
         both: Mapping[str, Array | Ragged] = {**inputs, **rows.inputs}
         return dataclasses.replace(
             rows, spec=self.spec, inputs={item.name: both[item.name] for item in self.spec.inputs}
         )
 
-    def _record(
-        self,
-        rows: Rows,
-        commit: Commit,
-        first: int,
-        data: Mapping[str, Any],
-        held: Mapping[int, tuple[str, Mapping[str, Any]]],
-    ) -> Iterator[dict[str, Array]]:
-        """The inputs of all views of one record, whose first row that is."""
-        entries, digests = rows.inputs[ledger.LEDGER.name], rows.inputs[ledger.DIGEST.name]
-        i = first
+    def _views(
+        self, rows: Rows, origins: Sequence[Origin], same: Sequence[int]
+    ) -> Iterator[tuple[int, dict[str, Array]]]:
+        """The inputs of the rows of one record."""
+        at = same[0]
         try:
-            record = self._replay.decode(data)
-            while i < len(rows) and rows.row[i] == rows.row[first] and rows.keys[i] == rows.keys[first]:
-                entry, other = ledger.read(entries[i]), None
-                if (partner := self._replay.partner(entry)) is not None:
-                    key, found = held.get(partner.row, ("", {}))
-                    if key != partner.key:
-                        where = f"among the {self._replay.reach} records before it"
-                        raise self._refusal(commit, rows, i, f"the corpus has no {partner.key!r} {where}")
-                    other = self._replay.decode(found)
-                inputs = self._replay.render(entry, record, other)
-                if not np.array_equal(self._replay.digest(inputs), digests[i]):
-                    raise self._refusal(
-                        commit,
-                        rows,
-                        i,
-                        "the corpus renders to something else than the teacher saw (the digests differ): the "
-                        f"file has changed, or libraries are not {self._replay.decoder}",
+            record = self._replay.decode(origins[at].record)
+            for at in same:
+                shard, partner = origins[at].shard, origins[at].partner
+                other = None if partner is None else self._partner_of(partner)
+                rendered = self._replay.render(self._entry(rows, at, shard), record, other)
+                if not np.array_equal(self._replay.digest(rendered), rows.inputs[ledger.DIGEST.name][at]):
+                    files = "its file" if partner is None else f"its file or that of {partner[0]}"
+                    reason = (
+                        "the corpus renders to something else than the teacher saw (the digests differ): "
+                        f"{files} has changed, or libraries are not {self._replay.decoder}"
                     )
-                yield inputs
-                i += 1
-        except CorruptShard as error:
-            raise CorruptShard(f"{commit.shard}, row {i}: {error}") from error
+                    raise self._refusal(rows, at, shard, reason)
+                yield at, rendered
         except Unrenderable as error:
-            raise self._refusal(commit, rows, i, f"the corpus' record {error.reason}") from error
+            reason = f"the corpus' record {error.reason}"
+            raise self._refusal(rows, at, origins[at].shard, reason) from error
 
-    def _refusal(self, commit: Commit, rows: Rows, i: int, reason: str) -> SpecMismatch:
+    def _partner_of(self, partner: tuple[str, Data]) -> Any:
+        """Decoded. Raises Unrenderable, which names it."""
+        key, data = partner
+        try:
+            return self._replay.decode(data)
+        except Unrenderable as error:
+            raise Unrenderable(error.code, f"is mixed with {key}, which {error.reason}") from error
+
+    @staticmethod
+    def _entry(rows: Rows, at: int, shard: str) -> dict[str, Any]:
+        try:
+            return ledger.read(rows.inputs[ledger.LEDGER.name][at])
+        except CorruptShard as error:
+            raise CorruptShard(f"{rows.keys[at]} in {shard}: {error}") from error
+
+    def _refusal(self, rows: Rows, at: int, shard: str, reason: str) -> SpecMismatch:
         return SpecMismatch(
-            f"{self._store.url}: view {int(rows.view[i])} of {rows.keys[i]} in {commit.shard} cannot be "
-            f"replayed: {reason}; restore the corpus, or label with store.inputs: embed"
+            f"{self._url}: view {int(rows.view[at])} of {rows.keys[at]} in {shard} cannot be replayed: "
+            f"{reason}; restore the corpus, or label with store.inputs: embed"
         )

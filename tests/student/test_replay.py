@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import io
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,10 @@ from typer.testing import CliRunner
 from jobs.cli import app
 from jobs.replay import CorpusRecords
 from pipeline.job import LabelJob
-from pipeline.targets.errors import ConfigError, CorpusChanged, SpecMismatch
+from pipeline.targets.errors import ConfigError, CorpusChanged, CorruptShard, SpecMismatch
+from pipeline.targets.ragged import Ragged
+from pipeline.targets.replay import ledger
+from pipeline.targets.replay.images import ImageReplay
 from pipeline.targets.rows import Rows
 from pipeline.targets.store import Store
 from student.config import TrainConfig
@@ -209,7 +213,7 @@ def lost(row: int, key: str, data: dict[str, Any]) -> Any:
     [
         (mirrored, "the corpus renders to something else than the teacher saw"),
         (one_level_darker, "the corpus renders to something else than the teacher saw"),
-        (spoiled, "the corpus' record is no image"),
+        (spoiled, "the corpus' record (is mixed with images.npy#21, which )?is no image"),
         (renamed, "the corpus has 'another.png' in its place"),
         (lost, "the corpus has no such record in its place"),
     ],
@@ -231,7 +235,7 @@ def test_another_corpus_is_refused_by_store_shard_and_key(
         (lost, "the corpus has no 'images.npy#21' among the 4 records before it"),
         (renamed, "the corpus has no 'images.npy#21' among the 4 records before it"),
         (mirrored, "the corpus renders to something else than the teacher saw"),
-        (spoiled, "the corpus' record is no image"),
+        (spoiled, "the corpus' record is mixed with images.npy#21, which is no image"),
     ],
 )
 def test_another_partner_is_refused(
@@ -244,7 +248,7 @@ def test_another_partner_is_refused(
         if KEY in rows.keys:
             behind = rows.take(np.flatnonzero(rows.row > rows.row[rows.keys.index(KEY)]))
             with pytest.raises(SpecMismatch, match=said):
-                replayer(behind, commit)
+                replayer.render(behind, replayer.origins(behind, commit))
 
 
 @pytest.mark.parametrize(
@@ -257,8 +261,9 @@ def test_rendering_by_other_settings_is_refused(label: MakeStore, change: dict[s
     rows = Rows.concatenate(list(store.read(commit)))
     # As if whoever reads rendered otherwise than whoever labelled.
     store.spec = dataclasses.replace(store.spec, views={**store.spec.views, **change})
+    replayer = Replayer(store, records)
     with pytest.raises(SpecMismatch, match="cannot be replayed"):
-        Replayer(store, records)(rows, commit)
+        replayer.render(rows, replayer.origins(rows, commit))
 
 
 def test_a_changed_file_is_refused_before_it_is_read(tmp_path: Path) -> None:
@@ -273,3 +278,57 @@ def test_a_unit_of_no_plan_is_refused(label: MakeStore) -> None:
     job, store = label()
     with pytest.raises(SpecMismatch, match="in no plan"):
         next(CorpusRecords(store, job.corpus)("0" * 32))
+
+
+def test_each_rank_renders_its_own_rows_and_a_record_of_several_once(
+    label: MakeStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job, store = label()
+    decoded: list[str] = []
+    decode = ImageReplay.decode
+
+    def counted(self: ImageReplay, data: Mapping[str, Any]) -> Any:
+        decoded.append("one")
+        return decode(self, data)
+
+    monkeypatch.setattr(ImageReplay, "decode", counted)
+    records = CorpusRecords(store, job.corpus)
+    (whole,) = reader(store, records, batch_rows=120, window_shards=3).epoch(0)
+    mixed = sum("mix" in entry for entry in entries(store))
+    assert len(decoded) == len(set(whole.keys)) + mixed
+    halves = [
+        next(reader(store, records, batch_rows=120, window_shards=3, rank=rank, world_size=2).epoch(0))
+        for rank in (0, 1)
+    ]
+    assert torch.equal(torch.cat([half.inputs["image"] for half in halves]), whole.inputs["image"])
+
+
+def entries(store: Store) -> list[dict[str, Any]]:
+    """Of all views."""
+    shards = [rows for commit in store.commits() for rows in store.read(commit)]
+    return [ledger.read(rows.inputs["ledger"][i]) for rows in shards for i in range(len(rows))]
+
+
+def test_a_run_goes_on_with_the_same_images(label: MakeStore) -> None:
+    job, store = label()
+    records = CorpusRecords(store, job.corpus)
+    with closing(iter(reader(store, records))) as stream:  # type: ignore[type-var]
+        first, second = next(stream), next(stream)
+    resumed = reader(store, records)
+    with closing(iter(resumed)) as stream:  # type: ignore[type-var]
+        assert_same(next(stream), first)
+    with closing(iter(resumed)) as stream:  # type: ignore[type-var]
+        assert_same(next(stream), second)
+
+
+def test_a_broken_ledger_is_named_by_key_and_shard(label: MakeStore) -> None:
+    job, store = label()
+    replayer = Replayer(store, CorpusRecords(store, job.corpus))
+    (commit, *_) = store.commits()
+    rows = Rows.concatenate(list(store.read(commit)))
+    stored = rows.inputs["ledger"]
+    assert isinstance(stored, Ragged)
+    broken = Ragged(np.zeros_like(stored.values), stored.offsets)
+    rows = dataclasses.replace(rows, inputs={**rows.inputs, "ledger": broken})
+    with pytest.raises(CorruptShard, match=r"images\.npy#\d+ in shards/.*: a ledger entry is no JSON"):
+        replayer.origins(rows, commit)
