@@ -62,7 +62,7 @@ def clean(make_job: MakeJob, texts: dict[str, str]) -> Store:
     return store
 
 
-@pytest.mark.parametrize("container", ["parquet", "zarr"])
+@pytest.mark.parametrize("container", ["parquet", pytest.param("zarr", marks=pytest.mark.slow)])
 def test_after_a_retry_the_store_is_what_a_teacher_that_never_failed_leaves(
     make_job: MakeJob, texts: dict[str, str], clean: Store, container: str
 ) -> None:
@@ -108,6 +108,31 @@ def test_records_that_killed_are_labelled_once_they_do_not(
     assert {unit: values[1:] for unit, values in ours.items()} == {u: v[1:] for u, v in theirs.items()}
     for unit, (table, *_) in theirs.items():
         assert table is None or table.equals(ours[unit][0])
+
+
+@pytest.mark.slow
+def test_on_ray_a_record_that_still_kills_is_found_again_and_the_others_are_labelled(
+    make_job: MakeJob, texts: dict[str, str], clean: Store, ray_session: None
+) -> None:
+    from pipeline.engine.ray import RayEngine
+
+    label_config = {"max_quarantined": 1.0, "attempts": 2, "replicas": {"cpus": 0.5}}
+    job = make_job(texts | POISON, label=label_config, teacher={"exit_on": 90})
+    store = prepare(job)
+    deadly = {"0005.txt", "0011.txt"}
+    labeller = Labeller(job)
+    for unit in list(store.pending()):
+        rows = [row for row, part in enumerate(unit.slices) if part.url.rpartition("/")[2] in deadly]
+        labeller.label(unit, dict.fromkeys([*rows, 0], "killed the replica: a test"))
+    before = {q.key for commit in store.commits() for q in store.quarantined(commit) if q.code == "killed"}
+    replacements = Replacements(store, PASSING)
+    for event in RayEngine().run(job, replacements.units(), threading.Event(), PASSING):
+        if isinstance(event, Committed):
+            replacements.add(event.commit)
+    replacements.flush()
+    assert store.verify().problems == ()
+    left = {q.key for commit in store.commits() for q in store.quarantined(commit) if q.code == "killed"}
+    assert left == deadly < before
 
 
 def test_what_fails_again_stays_and_its_unit_too(make_job: MakeJob, texts: dict[str, str]) -> None:

@@ -19,7 +19,7 @@ PASSING = [
     pytest.param(Network.RESET_UPLOAD, 2, id="reset while it is sent"),
     pytest.param(Network.RESET_DOWNLOAD, 2, id="reset while it is answered"),
     pytest.param(Network.LOST_ANSWER, 1, id="lost answer"),
-    pytest.param(Network.SILENCE, 1, id="timeout"),
+    pytest.param(Network.SILENCE, 1, id="timeout", marks=pytest.mark.slow),
 ]
 
 
