@@ -150,7 +150,7 @@ class Spec:
 
     @cached_property
     def fingerprint(self) -> str:
-        """BLAKE2b-128 of the canonical JSON, 32 hexadecimal digits. Each commit record is compared with it."""
+        """BLAKE2b-128 of the canonical JSON, 32 hexadecimal digits. Each commit record is held to it."""
         return hashlib.blake2b(self.to_json().encode(), digest_size=16).hexdigest()
 
     def to_json(self, indent: int | None = None) -> str:
