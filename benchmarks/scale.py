@@ -9,7 +9,8 @@ Three parts, each step in a process of its own, whose peak of resident memory is
   is opened, streamed, watched, and read by a student.
 - engine: the Ray engine's own loop, ledger and events, with replicas that sleep instead of labelling. The
   sleep of a unit varies by a quarter, so that replicas do not run in step.
-- the same with replicas that do nothing, for the most that the engine hands out.
+- the same with replicas that do nothing, for the most that the engine hands out; and with as many units in
+  flight as a thousand replicas have.
 
 Nothing here goes over a network: what requests to an object store add is counted in docs/scaling.md.
 """
@@ -199,13 +200,13 @@ def peak_bytes() -> int:
 
 
 def timed(step: Callable[..., dict[str, Any]], *arguments: Any) -> dict[str, Any]:
-    """A step's figures, its seconds and its process's peak."""
-    before, begun = peak_bytes(), time.perf_counter()
+    """A step's figures, its seconds by the clock and of this process's CPU, and its process's peak."""
+    before, begun, computed = peak_bytes(), time.perf_counter(), time.process_time()
     figures = step(*arguments)
-    seconds = time.perf_counter() - begun
     return {
         **figures,
-        "seconds": round(seconds, 2),
+        "seconds": round(time.perf_counter() - begun, 2),
+        "cpu_seconds": round(time.process_time() - computed, 2),
         "peak_mb": peak_bytes() // 10**6,
         "idle_mb": before // 10**6,
     }
@@ -238,8 +239,12 @@ class SleepingLabeller:
         return commit_of(name, "0" * 32)
 
 
-def schedule(count: int, replicas: int, seconds: float) -> dict[str, Any]:
-    """Drives the engine over the units: rate, first unit, share of sleepers that slept, fairness, tail."""
+def schedule(count: int, replicas: int, seconds: float, in_flight: int = 2) -> dict[str, Any]:
+    """Drives the engine over the units: rate, first unit, share of sleepers that slept, fairness, tail.
+
+    in_flight: units of a replica at a time. A thousand replicas with two units are to the driver's loop what
+    ten with two hundred are.
+    """
     os.environ["DECANT_SLEEP_SECONDS"] = str(seconds)
     os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")  # loopback; read when Ray is imported
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -265,7 +270,13 @@ def schedule(count: int, replicas: int, seconds: float) -> dict[str, Any]:
             "store": {"url": "unused", "heads": {"logits": {"kind": "threshold"}}},
             "label": {
                 "engine": "ray",
-                "replicas": {"min": replicas, "max": replicas, "cpus": 0.01, "start_timeout_seconds": 3600},
+                "replicas": {
+                    "min": replicas,
+                    "max": replicas,
+                    "cpus": 0.01,
+                    "units_in_flight": in_flight,
+                    "start_timeout_seconds": 3600,
+                },
             },
         }
     )
@@ -280,7 +291,7 @@ def schedule(count: int, replicas: int, seconds: float) -> dict[str, Any]:
             committed.append((now, event.replica))
     # Steady: from the last start on, or for the second half if all went by while some still started, and
     # without the tail in which there is not enough for all.
-    slots = replicas * job.label.replicas.units_in_flight
+    slots = replicas * in_flight
     since = min(started[-1], committed[len(committed) // 2][0])
     steady = [at for at, _ in committed[:-slots] if at >= since]
     shares = list(Counter(replica for at, replica in committed if at >= since).values())
@@ -288,6 +299,7 @@ def schedule(count: int, replicas: int, seconds: float) -> dict[str, Any]:
     figures: dict[str, Any] = {
         "units": len(committed),
         "replicas": replicas,
+        "units_in_flight": in_flight,
         "sleep_seconds": seconds,
         "units_per_second": round(rate, 1),
         "first_replica_seconds": round(started[0] - asked, 2),
@@ -330,6 +342,7 @@ def main() -> None:
         sizes = (arguments.scheduled, arguments.replicas)
         figures["sleeping"] = apart(schedule, *sizes, arguments.seconds)
         figures["idle"] = apart(schedule, 2 * arguments.scheduled, arguments.replicas, 0.0)
+        figures["thousand"] = apart(schedule, arguments.scheduled, 10, 0.0, 200)
     record("scale", figures)
 
 

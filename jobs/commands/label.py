@@ -98,34 +98,14 @@ def label(
         run.enter_context(_told(loaded.notify, ending, redact, log))
         store = prepared(labelling, drawn=log is None)
         ending.store = store.url
-        ending.planned, before = store.planned_count(), len(store.committed())
-        if before < ending.planned:
-            title = f"labelling into {store.url}"
-            view = LabelView(title, ending.planned, before, targets_are(store.spec))
-            folding = run.enter_context(Folding(store, view.say if log is None else log.warn))
-            observers: list[Observer] = [folding.on] if log is None else [folding.on, log.on]
-            if metrics_port is not None:
-                from jobs.metrics import Metrics
-
-                metrics = Metrics(ending.planned, before)
-                url = run.enter_context(metrics.served(metrics_port, metrics_address))
-                observers.append(metrics.on)
-                view.say(f"metrics: {url}")
-                if log is not None:
-                    log.say("metrics", url=url)
-            if log is not None:
-                log.say("labelling", store=store.url, planned=ending.planned, committed=before)
-            try:
-                label_units(labelling, store.pending(), view, observers, drawn=log is None)
-            finally:
-                ending.labelled = view.totals.units
-                ending.committed = before + view.totals.units
-            _show_profile(view)
+        ending.planned, ending.committed = store.planned_count(), len(store.committed())
+        if ending.committed < ending.planned:
+            _label(labelling, store, ending, log, metrics_port, metrics_address)
         store.compact()
         ending.committed = len(store.committed())
         left = ending.planned - ending.committed
         ending.status = "stopped" if left else "complete"
-        totals = Totals.of(store.commits())
+        totals = Totals.of(store.commits(statistics=False))
         for name in ("records", "targets", "shard_bytes", "quarantined", "failures"):
             ending.counts[name] = getattr(totals, name)
     if left:
@@ -140,23 +120,59 @@ def label(
     _say(f"Next: decant inspect {store.url}")
 
 
+def _label(
+    job: LabelJob,
+    store: Store,
+    ending: Ending,
+    log: EventLog | None,
+    metrics_port: int | None,
+    metrics_address: str,
+) -> None:
+    """Label what is pending, for all that look on; `ending` counts what was done, whatever happens."""
+    view = LabelView(f"labelling into {store.url}", ending.planned, ending.committed, targets_are(store.spec))
+    with ExitStack() as looking:
+        folding = looking.enter_context(Folding(store, view.say if log is None else log.warn))
+        observers: list[Observer] = [folding.on]
+        if log is not None:
+            log.say("labelling", store=store.url, planned=ending.planned, committed=ending.committed)
+            observers.append(log.on)
+        if metrics_port is not None:
+            from jobs.metrics import Metrics
+
+            metrics = Metrics(ending.planned, ending.committed)
+            url = looking.enter_context(metrics.served(metrics_port, metrics_address))
+            observers.append(metrics.on)
+            if log is None:
+                view.say(f"metrics: {url}")
+            else:
+                log.say("metrics", url=url)
+        try:
+            label_units(job, store.pending(), view, observers, log)
+        finally:
+            ending.labelled = view.totals.units
+            ending.committed += view.totals.units
+    _show_profile(view)
+
+
 def label_units(
     job: LabelJob,
     units: Iterable[Unit],
     view: LabelView,
     observers: Iterable[Observer] = (),
-    drawn: bool = True,
+    log: EventLog | None = None,
     retry: Sequence[str] = (),
 ) -> None:
     """Run the job's engine over the units, and stop it at Ctrl-C. Raises what `Engine.run` raises.
 
-    view: is drawn unless `drawn` is False. observers: are told every event too. retry: see there.
+    view: is drawn, unless there is a log. observers: are told every event too. retry: see there.
     """
 
     def asked(signal: str) -> None:
         view.note = f"{signal}: letting the units in flight finish; once more aborts"
+        if log is not None:
+            log.say("draining", signal=signal)
 
-    with Drain(asked) as drain, Display(view, err() if drawn else None):
+    with Drain(asked) as drain, Display(view, err() if log is None else None):
         # Closed also when this thread is interrupted, so that no replica outlives the run.
         events = cast("Generator[Event]", _engine(job).run(job, units, drain.stop, retry))
         with closing(events):

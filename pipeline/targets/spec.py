@@ -11,6 +11,7 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -147,9 +148,9 @@ class Spec:
         )
         return dataclasses.replace(self, heads=heads)
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
-        """BLAKE2b-128 of the canonical JSON, 32 hexadecimal digits."""
+        """BLAKE2b-128 of the canonical JSON, 32 hexadecimal digits. Each commit record is held to it."""
         return hashlib.blake2b(self.to_json().encode(), digest_size=16).hexdigest()
 
     def to_json(self, indent: int | None = None) -> str:

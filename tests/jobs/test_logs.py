@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import json
 import logging
+import os
+import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -63,6 +67,30 @@ def test_a_mistake_and_a_failure_are_lines_too_and_keep_their_exit_codes(
     (line,) = lines(mistaken.stderr)
     assert (line["event"], line["status"], line["level"]) == ("ended", "failed", "error")
     assert "nowhere" in line["error"]
+
+
+def test_a_signal_is_a_line_and_the_end_says_stopped(small_job: Any) -> None:
+    for number in range(10):
+        (small_job.folder / "corpus" / f"{number:02}.txt").write_text("The owl flies at night. " * 16)
+    small_job.settings["teacher"]["seconds_per_view"] = 0.1
+    command = [sys.executable, "-m", "jobs.cli", "label", str(small_job.file), "--log-format", "json"]
+    with subprocess.Popen(
+        command,
+        cwd=small_job.folder,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stderr is not None
+        log = (json.loads(line) for line in process.stderr)
+        assert next(line for line in log if line["event"] == "unit_committed")
+        process.send_signal(signal.SIGTERM)
+        rest = list(log)
+        assert process.wait(60) == 1
+    assert [line["signal"] for line in rest if line["event"] == "draining"] == ["SIGTERM"]
+    assert rest[-1]["status"] == "stopped"
+    assert 0 < rest[-1]["labelled"] == rest[-1]["committed"] < rest[-1]["planned"] == 13
 
 
 def test_failures_and_losses_have_levels_ids_and_reasons(capsys: Any) -> None:

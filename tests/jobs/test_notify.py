@@ -136,6 +136,15 @@ def test_a_webhook_is_a_credential(small_job: Any, decant: Decant) -> None:
     assert not hasattr(job.labelling(), "notify")  # it is sent to no replica
 
 
+def test_what_to_run_again_is_said_without_the_credentials_that_were_given() -> None:
+    from jobs.commands.label import _again
+
+    given = [f"notify.webhook=https://hooks.example/{SECRET}", "store.options.secret=abc", "label.attempts=5"]
+    assert _again(Path("job.yaml"), given) == (
+        "decant label job.yaml notify.webhook=*** store.options.secret=*** label.attempts=5"
+    )
+
+
 def test_redaction_knows_options_environment_and_urls(
     small_job: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

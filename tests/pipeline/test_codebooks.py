@@ -54,7 +54,12 @@ def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> MakeJob:
             np.save(path, np.random.default_rng(0).normal(size=(images, 1, 6, 6)).astype(np.float32))
         return LabelJob.model_validate(
             {
-                "corpus": {"kind": "arrays", "urls": [str(path)], "unit_rows": 100},
+                "corpus": {
+                    "kind": "arrays",
+                    "urls": [str(path)],
+                    "root": str(tmp_path),
+                    "unit_rows": 100,
+                },
                 "views": {"kind": "arrays", "shape": [1, 6, 6]},
                 "teacher": {
                     "kind": "torch",
@@ -135,6 +140,7 @@ def test_a_job_that_goes_on_takes_the_stores_books(
         corpus={
             "kind": "arrays",
             "urls": [str(tmp_path / "images.npy"), str(tmp_path / "zz.npy")],
+            "root": str(tmp_path),
             "unit_rows": 100,
         }
     )
