@@ -9,7 +9,6 @@ nothing or all of one writer's bytes. Locally that is `os.link` of a synced temp
 from __future__ import annotations
 
 import contextlib
-import errno
 import io
 import os
 import time
@@ -22,6 +21,7 @@ import fsspec
 from fsspec.core import split_protocol
 
 from pipeline.targets.errors import StorageError, UserError
+from pipeline.targets.storage_failures import cure, http_status
 
 LOCAL = ("file", "local")
 S3 = ("s3", "s3a")
@@ -46,13 +46,6 @@ PATIENCE: Mapping[str, Any] = {
 """botocore's, for S3: a request that fails for a passing reason (no connection, a reset, a timeout, 429, 5xx)
 is tried 5 times, with random waits between them whose bound doubles; s3fs does all of that up to 5 times when
 it sees a reset or SlowDown. `config_kwargs` in the options takes precedence, key by key."""
-
-EXPIRED = ("ExpiredToken", "ExpiredTokenException", "RequestExpired", "TokenRefreshRequired", "400")
-"""S3's codes for credentials that were good once; the answer to a HEAD has a status alone."""
-
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-_DENIED = (errno.EACCES, errno.EPERM, errno.EROFS)
-_NO_FOLDER = (errno.ENOTDIR, errno.EEXIST)
 
 
 @dataclass(frozen=True)
@@ -296,7 +289,7 @@ class Storage:
             except FileExistsError:
                 return False
             except OSError as error:
-                status = _http_status(error)
+                status = http_status(error)
                 if status == 412:
                     return False
                 if status != 409:
@@ -352,30 +345,9 @@ class Storage:
             # Client libraries raise errors of their own; each is a failure of the storage here.
             if absent and isinstance(error, FileNotFoundError):
                 raise
-            raise self._translated(error, what) from error
-
-    def _translated(self, error: Exception, what: str) -> StorageError:
-        code = error.errno if isinstance(error, OSError) else None
-        if _error_code(error) in EXPIRED:
-            cure = "the credentials have expired: renew them, then run the same command again"
-        elif code in _FULL:
-            cure = "the storage is full: free space or move the store, then run the same command again"
-        elif code in _DENIED or isinstance(error, PermissionError):
-            cure = "permission denied or read-only: give this user the right to write there, or another URL"
-        elif code in _NO_FOLDER:
-            cure = "a file stands where the store needs a folder: remove it, or give another URL"
-        elif isinstance(error, FileNotFoundError):
-            cure = "no such bucket or folder: create it, or give another URL"
-        elif isinstance(error, ImportError):
-            cure = f"{error}: install the package, for S3 with `pip install decant-kd[s3]`"
-        else:
-            cure = f"{self._without_secrets(str(error)) or type(error).__name__}"
-        return StorageError(f"the store {self.url} cannot be {what}: {cure}")
-
-    def _without_secrets(self, text: str) -> str:
-        for secret in _secrets(self._options):
-            text = text.replace(secret, "***")
-        return " ".join(text.split())
+            raise StorageError(
+                f"the store {self.url} cannot be {what}: {cure(error, self._options)}"
+            ) from error
 
 
 class _Sink:
@@ -416,32 +388,6 @@ class _Source(io.RawIOBase):
     def close(self) -> None:
         self._file.close()
         super().close()
-
-
-def _secrets(options: Mapping[str, Any]) -> Iterator[str]:
-    for name, value in options.items():
-        if isinstance(value, Mapping):
-            yield from _secrets(value)
-        elif isinstance(value, str) and value and any(w in name for w in ("key", "secret", "token", "pass")):
-            yield value
-
-
-def _http_status(error: OSError) -> int | None:
-    """The HTTP status behind an error of s3fs: its own translation of it depends on the server."""
-    status = _response(error).get("ResponseMetadata", {}).get("HTTPStatusCode")
-    return status if isinstance(status, int) else None
-
-
-def _error_code(error: Exception) -> str | None:
-    """The S3 server's word for it, for example "SlowDown"."""
-    code = _response(error).get("Error", {}).get("Code")
-    return code if isinstance(code, str) else None
-
-
-def _response(error: Exception) -> Mapping[str, Any]:
-    """The answer behind an error of s3fs, empty if there was none."""
-    response = getattr(error.__cause__, "response", None)
-    return response if isinstance(response, Mapping) else {}
 
 
 def _unix(info: Mapping[str, Any]) -> float:
