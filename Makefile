@@ -11,7 +11,7 @@ PYTEST := $(BIN)/python -m pytest -q --numprocesses $(WORKERS) --dist loadfile -
 
 .DEFAULT_GOAL := help
 BENCHMARKS := bench-label bench-read bench-scale bench-targets
-.PHONY: help install chromium demo test test-fast test-s3 lint format bench $(BENCHMARKS) clean
+.PHONY: help install chromium demo test test-fast test-nodes test-s3 lint format bench $(BENCHMARKS) clean
 
 help:  ## this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -44,6 +44,9 @@ test-fast: install  ## the default tier only
 test-s3: install  ## the store, a job and its faults on Ceph's S3 server (started here, from Debian's packages)
 	tests/s3/ceph.sh install
 	$(BIN)/python -m pytest -q --ceph -m ceph --durations=5
+
+test-nodes: install  ## the script for clusters: two Ray nodes in a network of their own (root; minutes of waiting)
+	$(BIN)/python -m pytest -q --nodes -m nodes --durations=5
 
 lint: install
 	$(BIN)/ruff check .

@@ -93,8 +93,13 @@ def faulty(
         yield proxy, (url, through), (url, options)
 
 
+TIERS = {"ceph": "need Ceph's S3 server", "nodes": "start Ray's nodes by the script for clusters"}
+"""Tests that run only where their option asks for them, by marker."""
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--ceph", action="store_true", help="run the tests that need Ceph's S3 server too")
+    for tier, what in TIERS.items():
+        parser.addoption(f"--{tier}", action="store_true", help=f"run the tests that {what} too")
     parser.addoption(
         "--kills",
         type=int,
@@ -110,9 +115,11 @@ def pytest_collection_finish() -> None:
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Slow tests first: of several processes none is left with a long file while the others have nothing."""
-    if not config.getoption("--ceph"):
-        config.hook.pytest_deselected(items=[item for item in items if item.get_closest_marker("ceph")])
-        items[:] = [item for item in items if not item.get_closest_marker("ceph")]
+    apart = [tier for tier in TIERS if not config.getoption(f"--{tier}")]
+    left_out = [item for item in items if any(item.get_closest_marker(tier) for tier in apart)]
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if item not in left_out]
     items.sort(key=lambda item: item.get_closest_marker("slow") is None)
 
 

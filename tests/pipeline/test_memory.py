@@ -76,7 +76,7 @@ def test_ten_times_larger_shards_and_records_do_not_need_ten_times_the_memory(
             store=f"store of {name}",
             teacher={"size": 128},
             heads={"logits": {"kind": "dense", "dtype": "float32"}},
-            label={"batching": {"budget": 1024, "window": 16}},
+            label={"batching": {"budget": 1024, "window": 2}},
         )
         views = job.views.model_copy(update={"length": 128})
         where: dict[str, Any] = {}

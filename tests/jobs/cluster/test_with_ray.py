@@ -44,7 +44,7 @@ def started(folder: Path, nodes: int, *command: str) -> subprocess.Popen[str]:
     )
 
 
-@pytest.mark.slow
+@pytest.mark.nodes
 def test_two_nodes_label_together_and_end(small_job: Any) -> None:
     small_job.settings["label"] = {
         "engine": "ray",
@@ -58,7 +58,7 @@ def test_two_nodes_label_together_and_end(small_job: Any) -> None:
     assert len(store.committed()) == store.planned_count() == 3
 
 
-@pytest.mark.slow
+@pytest.mark.nodes
 def test_a_signal_and_an_exit_code_pass_through(tmp_path: Path) -> None:
     script = tmp_path / "command.sh"
     script.write_text("trap 'sleep 0.5; touch finished; exit 7' TERM\ntouch started\nsleep 100 & wait")
