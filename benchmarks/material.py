@@ -45,7 +45,7 @@ def language_model(folder: Path, scale: float) -> LabelJob:
     tokenizer(folder / "model", texts)
     return job(
         folder,
-        corpus={"kind": "text", "urls": [str(texts)], "unit_bytes": 250_000},
+        corpus={"kind": "text", "urls": [str(texts)], "unit_bytes": 60_000},
         views={"kind": "token_windows", "tokenizer": str(folder / "model"), "length": 256},
         teacher={"kind": "causal_lm", "path": str(folder / "model"), "device": "cpu"},
         heads={"logits": {"kind": "threshold", "threshold": 0.02}},
@@ -57,12 +57,12 @@ def image_classifier(folder: Path, scale: float) -> LabelJob:
     import torch
     from transformers import ResNetConfig, ResNetForImageClassification
 
-    photographs(folder / "corpus", round(200 * scale))
+    photographs(folder / "corpus", round(300 * scale))
     torch.manual_seed(0)
     ResNetForImageClassification(ResNetConfig(num_labels=1000)).save_pretrained(folder / "model")
     return job(
         folder,
-        corpus={"kind": "images", "urls": [str(folder / "corpus")], "unit_bytes": 1_000_000},
+        corpus={"kind": "images", "urls": [str(folder / "corpus")], "unit_bytes": 300_000},
         views={"kind": "images", "size": 224, "crop": {"kind": "random"}, "flip": 0.5},
         teacher={"kind": "image_classifier", "path": str(folder / "model"), "device": "cpu"},
         heads={"logits": {"kind": "dense", "dtype": "float16"}},
@@ -75,7 +75,7 @@ def text_encoder(folder: Path, scale: float) -> LabelJob:
     import torch
     from transformers import BertConfig, BertModel
 
-    texts = sources(folder / "corpus", 0.3 * scale)
+    texts = sources(folder / "corpus", 0.9 * scale)
     torch.manual_seed(0)
     BertModel(
         BertConfig(
@@ -89,7 +89,7 @@ def text_encoder(folder: Path, scale: float) -> LabelJob:
     tokenizer(folder / "model", texts)
     return job(
         folder,
-        corpus={"kind": "text", "urls": [str(texts)], "unit_bytes": 50_000},
+        corpus={"kind": "text", "urls": [str(texts)], "unit_bytes": 10_000},
         views={"kind": "token_windows", "tokenizer": str(folder / "model"), "length": 128},
         teacher={"kind": "encoder", "path": str(folder / "model"), "device": "cpu"},
         heads={"embedding": {"kind": "embedding", "dtype": "int8"}},
