@@ -35,7 +35,7 @@ chromium:  ## the browser that some tests open pages in, where apt-get can insta
 		apt-get install -y -qq --no-install-recommends chromium >/dev/null || \
 		echo "no Chromium, and apt-get cannot install it here: tests that open pages are skipped" >&2
 
-test: install lint chromium  ## linters, type checks and all tests
+test: install lint chromium  ## linters, type checks and tests, but for those of test-s3 and test-nodes
 	$(PYTEST) --durations=10
 
 test-fast: install  ## the default tier only
