@@ -256,3 +256,13 @@ def corpora() -> list[Corpus]:
 
 def _of(pair: tuple[Any, Any]) -> tuple[Any, int, Any]:
     return pair[0], ROWS, pair[1]
+
+
+def read(source: Source) -> list[Any]:
+    """What a source gives, unit after unit, with rows counted from 0 in each."""
+    items: list[Any] = []
+    for unit in source.units():
+        found = list(source.read(unit))
+        assert [item.row for item in found] == list(range(len(found)))
+        items += found
+    return items

@@ -6,7 +6,6 @@ import contextlib
 import json
 import tempfile
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -18,6 +17,7 @@ from pydantic import ValidationError
 from pipeline.corpus import ArrowFiles, Record
 from pipeline.targets.errors import ConfigError, CorpusMissing, CorpusUnreadable
 from pipeline.targets.unit import Quarantined
+from tests.pipeline.corpus.corpora import read
 
 FORMS = ("stream", "file", "legacy", "compressed", "dictionary stream", "dictionary file")
 
@@ -31,15 +31,6 @@ def save(path: Path, table: pa.Table, form: str = "stream", rows: int = 3) -> No
     new = pa.ipc.new_file if form.endswith("file") else pa.ipc.new_stream
     with new(str(path), table.schema, options=options) as writer:
         writer.write_table(table, max_chunksize=rows)
-
-
-def read(source: ArrowFiles) -> list[Any]:
-    items: list[Any] = []
-    for unit in source.units():
-        found = list(source.read(unit))
-        assert [item.row for item in found] == list(range(len(found)))
-        items += found
-    return items
 
 
 @settings(max_examples=60)

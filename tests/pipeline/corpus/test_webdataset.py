@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from pipeline.corpus import Filtered, Record, WebDatasetTars
 from pipeline.targets.errors import CorpusUnreadable
 from pipeline.targets.unit import Quarantined
+from tests.pipeline.corpus.corpora import read
 
 Entry = tuple[str, bytes] | tarfile.TarInfo
 
@@ -41,15 +42,6 @@ def other(name: str, kind: bytes, target: str = "") -> tarfile.TarInfo:
     info = tarfile.TarInfo(name)
     info.type, info.linkname = kind, target
     return info
-
-
-def read(source: WebDatasetTars) -> list[Any]:
-    items: list[Any] = []
-    for unit in source.units():
-        found = list(source.read(unit))
-        assert [item.row for item in found] == list(range(len(found)))
-        items += found
-    return items
 
 
 @settings(max_examples=60)
