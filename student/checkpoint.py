@@ -1,29 +1,41 @@
-"""Checkpoints on local disk that are whole or not there, whatever is killed when.
+"""Checkpoints on a disk that all ranks see, whole or not there, whatever is killed when.
 
-A checkpoint is a directory `step-00000100` with `model.safetensors`, `state.pt` (optimiser, reader, step;
-read with weights_only=True) and `config.json`. It is written beside, made durable and renamed; then the links
-`best` and `last` are swapped. Knows nothing of what it holds.
+A checkpoint is a directory `step-00000100`:
+
+    model.safetensors   the student, as it is evaluated: all that its users need
+    training/           the tensors that the run goes on from, in safetensors too, a file for each rank's
+                        parts; they can be read into tensors of any other sharding
+    state.json          numbers: the step, the reader's position
+    train.json          the run's configuration
+
+It is written beside, made durable and renamed; then the links `best` and `last` are swapped. Nothing of it is
+unpickled. Knows nothing of what it holds.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import pickle
 import shutil
-from collections.abc import Mapping
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_model, save_model
-from torch import nn
+from safetensors.torch import load_model, save_file
+from torch import Tensor, nn
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import save
 
 from pipeline.targets.errors import ConfigError, DecantError
+from student.distributed import World, whole
 
-STATE_VERSION = 1
+STATE_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -35,38 +47,75 @@ class Checkpoint:
     config: Mapping[str, Any]
 
     def load(self, model: nn.Module) -> None:
-        """Its weights into the model. Raises ConfigError when they are of another one."""
-        try:
+        """The student's weights into the model. Raises ConfigError when they are of another one."""
+        with self._fitting():
             load_model(model, self.path / "model.safetensors")
-        except (RuntimeError, SafetensorError, OSError) as error:
-            reason = str(error).splitlines()[0]
+
+    def resume(self, tensors: Mapping[str, Tensor], world: World) -> None:
+        """What the run goes on from into these tensors, in place; every rank has to ask.
+
+        Raises ConfigError when one is missing or has another shape.
+        """
+        reader = HuggingFaceStorageReader(str(self.path / "training"))
+        with self._fitting(), _alone():
+            load(dict(tensors), storage_reader=reader, no_dist=world.size == 1)
+
+    @contextmanager
+    def _fitting(self) -> Iterator[None]:
+        try:
+            yield
+        except (RuntimeError, ValueError, SafetensorError, OSError, CheckpointException) as error:
+            reason = str(error).strip().splitlines()[-1]
             raise ConfigError(
                 f"the weights of {self.path} do not fit the configured model: {reason}"
             ) from error
 
 
 class Checkpoints:
-    """The checkpoints of one run. Only one process may save."""
+    """The checkpoints of one run."""
 
-    def __init__(self, directory: Path) -> None:
-        self.directory = directory
+    def __init__(self, directory: Path, world: World) -> None:
+        self.directory, self.world = directory, world
 
     def save(
-        self, step: int, model: nn.Module, state: Mapping[str, Any], config: Mapping[str, Any], best: bool
+        self,
+        step: int,
+        model: Mapping[str, Tensor],
+        training: Mapping[str, Tensor],
+        state: Mapping[str, Any],
+        config: Mapping[str, Any],
+        best: bool,
+        accompany: Callable[[Path], None],
     ) -> Path:
-        """Write one, make it `last` (and `best`), and remove those that are neither; its directory."""
+        """Write one, make it `last` (and `best`), and remove those that are neither; its directory.
+
+        model: whole, used of rank 0 only. accompany: writes what else belongs beside the
+        weights. Every rank has to save.
+        """
         final = self.directory / f"step-{step:08d}"
-        work = self.directory / f".{final.name}.{os.getpid()}"
-        self.directory.mkdir(parents=True, exist_ok=True)
-        for stray in self.directory.glob(".*"):
-            _remove(stray)
-        work.mkdir()
-        save_model(model, str(work / "model.safetensors"))
-        torch.save({"version": STATE_VERSION, **state}, work / "state.pt")
-        (work / "config.json").write_text(json.dumps(config, indent=1))
-        for file in work.iterdir():
-            _sync(file)
-        _sync(work)
+        work = self.directory / f".{final.name}.partial"
+        first = self.world.rank == 0
+        if first:
+            self.directory.mkdir(parents=True, exist_ok=True)
+            for stray in self.directory.glob(".*"):
+                _remove(stray)
+            work.mkdir()
+        self.world.wait()
+        writer = HuggingFaceStorageWriter(str(work / "training"), save_distributed=True)
+        with _alone():
+            save(dict(training), storage_writer=writer, no_dist=self.world.size == 1)
+        if first:
+            save_file(dict(model), work / "model.safetensors", {"format": "pt"})
+            (work / "state.json").write_text(json.dumps({"version": STATE_VERSION, **state}))
+            (work / "train.json").write_text(json.dumps(config, indent=1))
+            accompany(work)
+            for path in [*work.iterdir(), work]:  # each rank has made its own files in training/ durable
+                _sync(path)
+            self._publish(work, final, best)
+        self.world.wait()
+        return final
+
+    def _publish(self, work: Path, final: Path, best: bool) -> None:
         if final.exists():  # a run was killed before it was linked, and this one repeats the step
             final.rename(self.directory / f".replaced-{final.name}")
         work.rename(final)
@@ -82,7 +131,6 @@ class Checkpoints:
         for other in [*self.directory.glob("step-*"), *self.directory.glob(".*")]:
             if other.resolve() not in kept:
                 _remove(other)
-        return final
 
     def read(self, name: str = "last") -> Checkpoint | None:
         """The checkpoint of that name, None if there is none. Raises DecantError if it cannot be read."""
@@ -93,18 +141,47 @@ class Checkpoints:
 def read(path: Path) -> Checkpoint:
     """The checkpoint in that directory. Raises DecantError if it cannot be read."""
     try:
-        state = torch.load(path / "state.pt", map_location="cpu", weights_only=True)
-        config = json.loads((path / "config.json").read_text())
-    except (OSError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError) as error:
+        state = json.loads((path / "state.json").read_text())
+        config = json.loads((path / "train.json").read_text())
+    except (OSError, ValueError) as error:
         raise DecantError(
             f"the checkpoint {path} cannot be read ({error}): remove it to start anew"
         ) from error
-    if state.get("version") != STATE_VERSION:
+    if not isinstance(state, dict) or state.get("version") != STATE_VERSION:
+        version = state.get("version") if isinstance(state, dict) else None
         raise ConfigError(
-            f"the checkpoint {path} has version {state.get('version')!r}, this Decant reads "
+            f"the checkpoint {path} has version {version!r}, this Decant reads "
             f"{STATE_VERSION}: resume with the release that wrote it"
         )
     return Checkpoint(path, state, config)
+
+
+def weights(model: nn.Module) -> dict[str, Tensor]:
+    """Copies of a model's parameters and buffers by name, whole and in memory; of tied ones the first name.
+
+    Every rank has to ask.
+    """
+    return {
+        name: whole(tensor.detach()).to("cpu", copy=True).contiguous()
+        for name, tensor in named(model).items()
+    }
+
+
+def named(model: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers of a model by name, themselves; of tied ones the first name."""
+    state = model.state_dict(keep_vars=True)
+    names: dict[int, str] = {}
+    for name, tensor in state.items():
+        names.setdefault(id(tensor), name)
+    return {name: state[name] for name in names.values()}
+
+
+@contextmanager
+def _alone() -> Iterator[None]:
+    """Without torch's warning that a process alone saves or reads alone."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+        yield
 
 
 def _sync(path: Path) -> None:

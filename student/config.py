@@ -90,6 +90,28 @@ class SmallCNN(Config):
     """Width of the hidden layer after the convolutions."""
 
 
+class Transformers(Config):
+    """A causal language model of the transformers library, for token stores (extra: transformers)."""
+
+    kind: Literal["transformers"] = "transformers"
+
+    path: str | None = None
+    """A directory with a config.json, as save_pretrained writes it."""
+
+    pretrained: bool = False
+    """Begin with the weights in `path`; otherwise with new ones."""
+
+    config: dict[str, Any] = {}
+    """Instead of `path`, or on top of it: the model's configuration, for example {model_type: llama,
+    hidden_size: 256, …}. vocab_size is the head's unless it is given."""
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> Self:
+        if self.path is None and ("model_type" not in self.config or self.pretrained):
+            raise ValueError("give path, a directory with a config.json, or config with its model_type")
+        return self
+
+
 class TorchModule(Config):
     """Any module of yours: it takes the input tensor and returns logits [rows, V] or [rows, L, V]."""
 
@@ -102,7 +124,9 @@ class TorchModule(Config):
     """Its keyword arguments."""
 
 
-AnyModel = Annotated[SmallLM | MLP | ShallowMimic | SmallCNN | TorchModule, Field(discriminator="kind")]
+AnyModel = Annotated[
+    SmallLM | MLP | ShallowMimic | SmallCNN | Transformers | TorchModule, Field(discriminator="kind")
+]
 
 
 class LossConfig(Config):
@@ -205,20 +229,32 @@ class TrainConfig(Config):
     warmup_steps: NonNegativeInt = 0
     """Steps of linear warm-up."""
 
-    schedule: Literal["cosine", "constant"] = "cosine"
-    """After the warm-up: half a cosine down to `final_learning_rate` of the peak, or no change."""
+    schedule: Literal["cosine", "wsd", "constant"] = "cosine"
+    """After the warm-up: half a cosine down to `final_learning_rate` of the peak; no change until the last
+    `decay_share` of the steps and then down (warm-up, stable, decay); or no change at all."""
+
+    decay_share: float = Field(default=0.2, gt=0, le=1)
+    """Of wsd: the share of all steps in which the rate falls."""
 
     final_learning_rate: float = Field(default=0.1, ge=0, le=1)
-    """Where the cosine ends, as a share of the peak."""
+    """Where cosine and wsd end, as a share of the peak."""
 
     clip_norm: PositiveFloat | None = 1.0
     """Largest gradient norm; null does not clip."""
+
+    average_decay: float | None = Field(default=None, gt=0, lt=1)
+    """If given, an exponential moving average of the weights is kept with this decay per step (0.999), and is
+    what is evaluated and what model.safetensors holds."""
 
     precision: Literal["float32", "bfloat16"] = "float32"
     """Of the forward pass (autocast). Weights, optimiser and losses stay float32."""
 
     device: str = "auto"
     """"auto" (an accelerator if there is one), "cpu", "cuda", …"""
+
+    parallel: Literal["ddp", "fsdp"] = "ddp"
+    """What several ranks do: each holds the whole student (ddp), or each a part of every weight, gradient and
+    moment (FSDP2)."""
 
     deterministic: bool = False
     """Ask torch for deterministic kernels on an accelerator too. On a CPU runs repeat to the bit anyway."""
@@ -248,8 +284,9 @@ class TrainConfig(Config):
     """Rows of the store that are looked at before the first step, of at most 4 shards: whether the bytes are
     right, the targets distributions, and each at its own token. 0 looks at none."""
 
-    tensorboard: bool = False
-    """Write TensorBoard events to `output`/tensorboard."""
+    trackers: list[Literal["tensorboard", "mlflow", "wandb"]] = []
+    """Who is told of losses and rates besides `output`/metrics.jsonl: TensorBoard (`output`/tensorboard),
+    MLflow (where MLFLOW_TRACKING_URI says), Weights & Biases (WANDB_MODE and its other variables)."""
 
     @model_validator(mode="after")
     def _one_tokenizer(self) -> Self:
@@ -269,9 +306,39 @@ FREE_ON_RESUME = frozenset(
         "evaluate_every",
         "checkpoint_every",
         "log_every",
-        "tensorboard",
+        "parallel",
+        "trackers",
     }
 )
 """What may change between a run and its continuation. The reader's state says which store it was, and which
 tokenizer the student's.
 """
+
+OWN = frozenset(
+    {
+        "output",
+        "head",
+        "input",
+        "model",
+        "loss",
+        "steps",
+        "optimizer",
+        "learning_rate",
+        "betas",
+        "momentum",
+        "weight_decay",
+        "warmup_steps",
+        "schedule",
+        "decay_share",
+        "final_learning_rate",
+        "clip_norm",
+        "average_decay",
+        "precision",
+        "evaluate_every",
+        "evaluate_rows",
+        "checkpoint_every",
+        "log_every",
+        "trackers",
+    }
+)
+"""What each of several students of one pass over a store may have for itself; they share all else."""

@@ -1,15 +1,21 @@
-"""Who we are among the ranks, and sums over them. Knows torch.distributed and nothing of training."""
+"""Who we are among the ranks, sums over them, and a module spread over them.
+
+Knows torch.distributed and nothing of training.
+"""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from typing import Literal, cast
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+from torch.nn.parallel import DistributedDataParallel
 
 from pipeline.targets.errors import ConfigError
 
@@ -59,6 +65,50 @@ def joined(device: str) -> Iterator[World]:
             dist.destroy_process_group()
     else:
         yield World(0, 1, ours)
+
+
+def spread(module: nn.Module, how: Literal["ddp", "fsdp"], world: World) -> nn.Module:
+    """The module to call so that the ranks' gradients are averaged; its parameters stay the module's own.
+
+    fsdp: `fully_shard` of each item of every list of modules (the blocks of a transformer), then of the rest.
+    A parameter becomes a DTensor of which a rank holds its part, so an optimiser is made afterwards.
+    """
+    if world.size == 1:
+        return module
+    if how == "ddp":
+        return DistributedDataParallel(module)
+    from torch.distributed.fsdp import fully_shard
+
+    for blocks in [part for part in module.modules() if isinstance(part, nn.ModuleList)]:
+        for block in blocks:
+            fully_shard(block)
+    return cast(nn.Module, fully_shard(module))
+
+
+@contextmanager
+def exchanging(module: nn.Module, wanted: bool) -> Iterator[None]:
+    """Whether the backward passes inside exchange gradients: only the last part of a step has to."""
+    from torch.distributed.fsdp import FSDPModule
+
+    if isinstance(module, FSDPModule):
+        module.set_requires_gradient_sync(wanted)
+    quiet = isinstance(module, DistributedDataParallel) and not wanted
+    with module.no_sync() if quiet else nullcontext():  # type: ignore[operator]
+        yield
+
+
+def forget_whole(module: nn.Module) -> None:
+    """Weights that a forward pass without a backward pass has left put together: they would miss a change."""
+    from torch.distributed.fsdp import FSDPModule
+
+    for part in module.modules():
+        if isinstance(part, FSDPModule):
+            part.reshard()
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """The tensor, put together from all ranks' parts where it has some: then every rank has to ask."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def _device(name: str) -> torch.device:

@@ -60,7 +60,9 @@ class Step:
     """An optimiser step. loss: mean over its targets, before the update; gradient_norm: before clipping.
 
     epoch: passes over the training rows so far. Rates are over the time since the report before, evaluations
-    and checkpoints apart.
+    and checkpoints apart. flops_per_second: of forward and backward passes, by the operations that a target
+    took in the first batch; utilisation: that, as a share of what the devices can do (`student.flops.peak`).
+    Of several students that share the time, the shares add up.
     """
 
     step: int
@@ -70,6 +72,8 @@ class Step:
     epoch: float
     rows_per_second: float
     targets_per_second: float
+    flops_per_second: float
+    utilisation: float
 
 
 @dataclass(frozen=True)

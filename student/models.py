@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from pipeline.targets.errors import ConfigError
 from student import config
+from student.causal_lm import load
 
 FixedShape = Sequence[int | None]
 """Shape of one row of the input, as the spec declares it: (None,) for tokens, (1, 8, 8) for an image."""
@@ -24,7 +25,7 @@ def build(model: config.AnyModel, shape: FixedShape, classes: int) -> nn.Module:
     if isinstance(model, config.TorchModule):
         return _named(model)
     varying = None in shape
-    if varying != isinstance(model, config.SmallLM):
+    if varying != isinstance(model, config.SmallLM | config.Transformers):
         raise ConfigError(
             f"model.kind {model.kind} needs inputs of {'a fixed shape' if varying else 'token ids'}, "
             f"the store's have the shape {list(shape)} (null: varying)"
@@ -38,6 +39,8 @@ def build(model: config.AnyModel, shape: FixedShape, classes: int) -> nn.Module:
                     f"model.width {model.width} is no multiple of twice model.heads {model.heads}"
                 )
             return SmallLM(model, classes)
+        case config.Transformers():
+            return load(model, classes)
         case config.MLP():
             return MLP(features, model.hidden, classes, model.dropout)
         case config.ShallowMimic():

@@ -25,12 +25,33 @@ def build(config: TrainConfig, model: nn.Module) -> torch.optim.Optimizer:
     )
 
 
+def prepare(optimizer: torch.optim.Optimizer) -> None:
+    """Makes the moments that the first step would make, so that saved ones can be read into them.
+
+    By a step of nothing: no gradient, no learning rate.
+    """
+    for group in optimizer.param_groups:
+        group["lr"] = 0.0
+        for parameter in group["params"]:
+            parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    optimizer.zero_grad()
+
+
 def learning_rate(config: TrainConfig, step: int) -> float:
-    """Of step 1 to `steps`: a linear warm-up, then constant or half a cosine."""
+    """Of step 1 to `steps`: a linear warm-up, then what the schedule says.
+
+    wsd: the rate falls with the square root of the progress, 1 − √x (Hägele et al. 2024, section 3).
+    """
     if step <= config.warmup_steps:
         return config.learning_rate * step / config.warmup_steps
-    if config.schedule == "constant":
-        return config.learning_rate
-    progress = (step - config.warmup_steps) / (config.steps - config.warmup_steps)
-    falling = 0.5 * (1 + math.cos(math.pi * progress))
-    return config.learning_rate * (config.final_learning_rate + (1 - config.final_learning_rate) * falling)
+    match config.schedule:
+        case "constant":
+            return config.learning_rate
+        case "cosine":
+            progress = (step - config.warmup_steps) / (config.steps - config.warmup_steps)
+            left = 0.5 * (1 + math.cos(math.pi * progress))
+        case "wsd":
+            falling = config.decay_share * config.steps
+            left = 1 - math.sqrt(max(0.0, (step - config.steps + falling) / falling))
+    return config.learning_rate * (config.final_learning_rate + (1 - config.final_learning_rate) * left)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import torch
@@ -12,6 +13,7 @@ from pipeline.targets.replay import RECORDED, replayed
 from pipeline.targets.spec import Spec
 from pipeline.targets.strict import nearest
 from student import models
+from student.causal_lm import CausalLM
 from student.checkpoint import read
 from student.config import TrainConfig
 from student.data import LABEL, Batch, has_labels, id_map
@@ -30,6 +32,7 @@ class Student(nn.Module):
         super().__init__()
         self.head = spec.head(config.head)
         self.inputs = _input_name(config, spec)
+        self.vocabulary = config.vocabulary
         self.labelled = has_labels(spec, config.head)
         # Only of a student whose tokenizer is known is it clear that what it has more is padding.
         known = config.vocabulary is not None or config.tokenizer_fingerprint is not None
@@ -64,6 +67,22 @@ class Student(nn.Module):
             )
         return logits
 
+    @property
+    def plain(self) -> nn.Module:
+        """The model as its makers know it, whose names for weights a checkpoint has."""
+        return self.model.model if isinstance(self.model, CausalLM) else self.model
+
+    def write_beside(self, folder: Path) -> None:
+        """What other libraries need to load the weights in a folder: a transformers student's configuration,
+        and the tokenizer, if it is known.
+        """
+        if isinstance(self.model, CausalLM):
+            self.model.write_config(folder)
+        if self.vocabulary is not None:
+            for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"):
+                if (file := Path(self.vocabulary.tokenizer) / name).exists():
+                    shutil.copyfile(file, folder / name)
+
     def count(self, batch: Batch) -> int:
         """N, how many targets of the head the batch has."""
         return len(batch.row_index) if self.head.positions == "next_token" else len(batch)
@@ -79,7 +98,7 @@ def restore(checkpoint: Path, spec: Spec) -> Student:
     config = TrainConfig.model_validate(found.config)
     spec, mapped = replayed(spec), id_map(config.vocabulary, spec)
     student = Student(config, mapped.spec(spec) if mapped else spec)
-    found.load(student.model)
+    found.load(student.plain)
     return student.eval()
 
 

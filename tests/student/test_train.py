@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from pipeline.targets.errors import ConfigError
 from student.data import TargetReader
@@ -16,7 +17,7 @@ from student.events import Checked, Evaluated, Event, Finished, Started, Step
 from student.optimizer import learning_rate
 from student.student import restore
 from student.train import train
-from tests.student.runs import configured, lines, weights
+from tests.student.runs import configured, lines, same, weights
 
 TO_THE_END: dict[str, Any] = {"steps": 80, "evaluate_every": 80, "checkpoint_every": 80}
 """Of a run that is judged by where it ends."""
@@ -120,9 +121,12 @@ def test_any_torch_module_can_be_the_student(token_store: Any, tmp_path: Path) -
     assert last.loss < first.loss
 
 
-def test_an_evaluation_is_the_mean_over_all_held_out_targets(token_store: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize("average", [None, 0.9])
+def test_an_evaluation_is_the_mean_over_all_held_out_targets(
+    token_store: Any, tmp_path: Path, average: float | None
+) -> None:
     url = token_store()
-    config = configured(url, tmp_path / "run")
+    config = configured(url, tmp_path / "run", average_decay=average)
     *_, finished = train(config)
     assert isinstance(finished, Finished)
     reader = TargetReader(url, split="holdout", holdout=0.3, batch_rows=100)
@@ -188,12 +192,46 @@ def test_the_learning_rate_warms_up_and_falls_to_its_end() -> None:
     assert rates[54] == pytest.approx(1.1)
     constant = config.model_copy(update={"schedule": "constant"})
     assert {learning_rate(constant, step) for step in range(10, 101)} == {2.0}
+    stable = config.model_copy(update={"schedule": "wsd", "decay_share": 0.25})
+    rates = [learning_rate(stable, step) for step in range(1, 101)]
+    assert rates[:10] == pytest.approx([0.2 * i for i in range(1, 11)])
+    assert set(rates[10:75]) == {2.0}
+    assert rates[75:] == sorted(rates[75:], reverse=True)
+    assert rates[75] == pytest.approx(0.2 + 1.8 * (1 - math.sqrt(1 / 25)))
+    assert rates[-1] == pytest.approx(0.2)
+
+
+def test_an_average_of_the_weights_is_kept_beside_them_and_changes_nothing(
+    token_store: Any, tmp_path: Path
+) -> None:
+    url = token_store()
+    list(train(configured(url, tmp_path / "plain")))
+    list(train(configured(url, tmp_path / "averaged", average_decay=0.9)))
+    plain, averaged = weights(tmp_path / "plain"), weights(tmp_path / "averaged")
+    (file,) = (tmp_path / "averaged/checkpoints/last/training").glob("*.safetensors")
+    trained = {
+        name.removeprefix("model."): w for name, w in load_file(file).items() if name.startswith("model.")
+    }
+    assert same(plain, trained)
+    assert not same(plain, averaged)
+
+
+def test_operations_are_counted_and_compared_with_what_the_device_can_do(
+    image_store: Any, tmp_path: Path
+) -> None:
+    """Of a linear student: a multiplication and an addition for each weight, three times."""
+    model: Any = {"kind": "shallow_mimic", "hidden": 16, "bottleneck": 8}
+    config = configured(image_store(), tmp_path / "run", model=model)
+    for step in [event for event in train(config) if isinstance(event, Step)]:
+        expected = 3 * 2 * (64 * 8 + 8 * 16 + 16 * 4)
+        assert step.flops_per_second / step.targets_per_second == pytest.approx(expected)
+        assert 0 < step.utilisation < 2
 
 
 def test_tensorboard_gets_the_curves_or_says_what_it_needs(
     token_store: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = configured(token_store(), tmp_path / "run", tensorboard=True)
+    config = configured(token_store(), tmp_path / "run", trackers=["tensorboard"])
     with monkeypatch.context() as patch:
         patch.setitem(sys.modules, "torch.utils.tensorboard", None)
         with pytest.raises(ConfigError, match=r"decant-kd\[tensorboard\]"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import torch
 from pipeline.targets.errors import ConfigError, DecantError
 from student.events import Finished, Started
 from student.train import train
-from tests.student.runs import configured, lines, same, weights
+from tests.student.runs import LM, configured, lines, same, weights
 
 
 def test_a_run_repeats_itself_to_the_bit(token_store: Any, tmp_path: Path) -> None:
@@ -29,9 +30,14 @@ def test_a_run_repeats_itself_to_the_bit(token_store: Any, tmp_path: Path) -> No
 def test_interrupted_and_resumed_it_ends_with_the_same_weights(
     image_store: Any, tmp_path: Path, events: int
 ) -> None:
-    """With dropout, so that random draws are resumed too."""
+    """With dropout, so that random draws are resumed too, and with an average of the weights."""
     url = image_store()
-    settings: Any = {"model": {"kind": "mlp", "hidden": [16], "dropout": 0.5}, "steps": 15, "batch_rows": 7}
+    settings: Any = {
+        "model": {"kind": "mlp", "hidden": [16], "dropout": 0.5},
+        "steps": 15,
+        "batch_rows": 7,
+        "average_decay": 0.9,
+    }
     whole = list(train(configured(url, tmp_path / "whole", **settings)))
     config = configured(url, tmp_path / "cut", **settings)
     for _ in range(3):
@@ -101,19 +107,32 @@ def test_a_checkpoint_of_other_settings_is_not_continued(token_store: Any, tmp_p
 def test_a_broken_checkpoint_is_named(token_store: Any, tmp_path: Path) -> None:
     config = configured(token_store(), tmp_path / "run")
     list(train(config))
-    state = tmp_path / "run" / "checkpoints" / "step-00000012" / "state.pt"
-    state.write_bytes(state.read_bytes()[:100])
+    state = tmp_path / "run" / "checkpoints" / "step-00000012" / "state.json"
+    state.write_bytes(state.read_bytes()[:20])
     with pytest.raises(DecantError, match=r"step-00000012 cannot be read.*remove it"):
         list(train(config))
 
 
-def test_a_checkpoint_is_not_unpickled(token_store: Any, tmp_path: Path) -> None:
+def test_weights_of_another_model_are_not_continued(token_store: Any, tmp_path: Path) -> None:
     config = configured(token_store(), tmp_path / "run")
     list(train(config))
+    kept = tmp_path / "run/checkpoints/step-00000012/train.json"
+    kept.write_text(kept.read_text().replace('"width": 16', '"width": 24'))
+    wider = configured(config.store.url, tmp_path / "run", model={**LM, "width": 24})  # type: ignore[union-attr]
+    with pytest.raises(ConfigError, match=r"step-00000012 do not fit the configured model: .*[Ss]ize"):
+        list(train(wider))
+
+
+def test_a_checkpoint_is_not_unpickled(token_store: Any, tmp_path: Path) -> None:
+    """It has no file that would be, and one that is put where torch would look for it is not."""
+    config = configured(token_store(), tmp_path / "run", steps=8)
+    list(itertools.islice(train(config), 6))
+    checkpoint = (tmp_path / "run/checkpoints/last").resolve()
+    files = [path for path in checkpoint.rglob("*") if path.is_file()]
+    assert {path.suffix for path in files} == {".json", ".safetensors"}
     mark = tmp_path / "executed"
-    torch.save({"version": 1, "step": Touch(mark)}, tmp_path / "run/checkpoints/step-00000012/state.pt")
-    with pytest.raises(DecantError, match="cannot be read"):
-        list(train(config))
+    (checkpoint / "training" / ".metadata").write_bytes(pickle.dumps(Touch(mark)))
+    assert checkpoint.name == f"step-{next(iter(train(config))).step:08d}"
     assert not mark.exists()
 
 
