@@ -1,0 +1,175 @@
+"""Students of the transformers library, and its Trainer: the same targets, the same results."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from pipeline.targets.errors import ConfigError
+from student.config import TrainConfig, Transformers
+from student.data import TargetReader
+from student.models import build
+from student.student import restore
+from student.train import train
+from tests.student.runs import LM, configured, same, weights
+
+pytest.importorskip("transformers")
+
+from transformers import AutoModelForCausalLM, TrainingArguments
+
+from student.causal_lm import CausalLM, HalvedCausalLM
+from student.hf import DistillationTrainer, export
+
+SHAPE = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2}
+QWEN = {
+    "kind": "transformers",
+    "config": {"model_type": "qwen3", "num_key_value_heads": 1, "head_dim": 8} | SHAPE,
+}
+STEPS = 12
+
+
+def arguments(output: Path, **changes: Any) -> TrainingArguments:
+    """What `tests.student.runs.configured` says, in the words of transformers."""
+    settings = {
+        "output_dir": str(output),
+        "max_steps": STEPS,
+        "learning_rate": 1e-2,
+        "adam_beta1": 0.9,
+        "adam_beta2": 0.95,
+        "lr_scheduler_type": "constant",
+        "max_grad_norm": 1.0,
+        "save_steps": 4,
+        "report_to": [],
+        "use_cpu": True,
+        "disable_tqdm": True,
+        "logging_steps": 1,
+        **changes,
+    }
+    return TrainingArguments(**settings)
+
+
+def reader(url: str, **changes: Any) -> TargetReader:
+    return TargetReader(url, **{"batch_rows": 6, "holdout": 0.3, "window_shards": 2, **changes})
+
+
+def ours(url: str, output: Path, **changes: Any) -> TrainConfig:
+    return configured(
+        url, output, **{"model": QWEN, "steps": STEPS, "schedule": "constant", "warmup_steps": 0, **changes}
+    )
+
+
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_transformers_trainer_ends_where_ours_does(
+    token_store: Any, tmp_path: Path, accumulation: int
+) -> None:
+    """From the same weights, with the same batches; accumulated, the parts have different numbers of targets."""
+    url = token_store()
+    torch.manual_seed(0)
+    start = build(Transformers.model_validate(QWEN), [None], 23)
+    assert isinstance(start, CausalLM)
+    start.model.save_pretrained(tmp_path / "start")  # type: ignore[operator]
+    model = {"kind": "transformers", "path": str(tmp_path / "start"), "pretrained": True}
+    events = list(train(ours(url, tmp_path / "ours", model=model, accumulation=accumulation)))
+    trainer = DistillationTrainer(
+        AutoModelForCausalLM.from_pretrained(tmp_path / "start"),
+        arguments(tmp_path / "theirs", gradient_accumulation_steps=accumulation),
+        train_dataset=reader(url, batch_rows=6 // accumulation),
+        eval_dataset=reader(url, split="holdout", shuffle=False, batch_rows=100),
+    )
+    trainer.train()
+    expected = weights(tmp_path / "ours")
+    assert len(expected) > 5
+    for name, theirs in trainer.model.state_dict().items():
+        if name in expected:
+            torch.testing.assert_close(theirs, expected[name], rtol=1e-3, atol=1e-4)
+    assert trainer.evaluate()["eval_loss"] == pytest.approx(events[-1].score.loss, rel=1e-4)  # type: ignore[union-attr]
+
+
+def test_a_resumed_transformers_run_goes_on_at_the_same_row(token_store: Any, tmp_path: Path) -> None:
+    url = token_store()
+
+    def trainer(name: str, **changes: Any) -> DistillationTrainer:
+        torch.manual_seed(0)
+        model = build(Transformers.model_validate(QWEN), [None], 23)
+        assert isinstance(model, CausalLM)
+        settings = arguments(tmp_path / name, **changes)
+        return DistillationTrainer(model.model, settings, train_dataset=reader(url))
+
+    whole, cut = trainer("whole"), trainer("cut", max_steps=8)
+    whole.train()
+    cut.train()
+    (tmp_path / "cut" / "elsewhere").symlink_to(tmp_path / "cut" / "checkpoint-8")
+    resumed = trainer("cut")
+    resumed.train(resume_from_checkpoint=str(tmp_path / "cut" / "checkpoint-8"))
+    assert same(dict(resumed.model.state_dict()), dict(whole.model.state_dict()))
+    (tmp_path / "cut" / "checkpoint-8" / "reader.json").unlink()
+    with pytest.raises(ConfigError, match=r"there is no .*checkpoint-8/reader\.json"):
+        trainer("cut").train(resume_from_checkpoint=str(tmp_path / "cut" / "checkpoint-8"))
+
+
+def test_a_transformers_student_is_a_directory_of_transformers(token_store: Any, tmp_path: Path) -> None:
+    url = token_store()
+    list(train(ours(url, tmp_path / "run")))
+    checkpoint = tmp_path / "run" / "checkpoints" / "best"
+    export(checkpoint, tmp_path / "exported")
+    (batch,) = reader(url, split="holdout", batch_rows=100).epoch(0)
+    student = restore(checkpoint, batch.spec)
+    with torch.no_grad():
+        expected = student(batch)
+        for directory in (checkpoint, tmp_path / "exported"):
+            model = AutoModelForCausalLM.from_pretrained(directory)
+            assert type(model).__name__ == "Qwen3ForCausalLM"
+            logits = batch.pick(model(input_ids=batch.inputs["tokens"]).logits, "logits")
+            torch.testing.assert_close(logits, expected)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_small_language_model_is_exported_as_the_llama_that_it_is(
+    token_store: Any, tmp_path: Path, tied: bool
+) -> None:
+    url = token_store()
+    model = {**LM, "layers": 2, "tie_embeddings": tied, "rope_theta": 500.0}
+    list(train(ours(url, tmp_path / "run", model=model)))
+    export(tmp_path / "run" / "checkpoints" / "last", tmp_path / "exported")
+    (batch,) = reader(url, split="holdout", batch_rows=100).epoch(0)
+    student = restore(tmp_path / "run" / "checkpoints" / "last", batch.spec)
+    llama = AutoModelForCausalLM.from_pretrained(tmp_path / "exported")
+    with torch.no_grad():
+        logits = batch.pick(llama(input_ids=batch.inputs["tokens"]).logits, "logits")
+        torch.testing.assert_close(logits, student(batch), rtol=1e-4, atol=1e-5)
+    model["mlp"] = "gelu"
+    list(train(ours(url, tmp_path / "gelu", model=model)))
+    with pytest.raises(ConfigError, match="no counterpart"):
+        export(tmp_path / "gelu" / "checkpoints" / "last", tmp_path / "refused")
+
+
+def test_only_a_model_without_a_cap_on_its_logits_is_cut_in_two() -> None:
+    gemma = {"model_type": "gemma2", "num_key_value_heads": 1, "head_dim": 8, "final_logit_softcapping": 0.1}
+    capped = build(Transformers(config=gemma | SHAPE), [None], 23)
+    assert not isinstance(capped, HalvedCausalLM)
+    assert isinstance(build(Transformers.model_validate(QWEN), [None], 23), HalvedCausalLM)
+
+
+@pytest.mark.parametrize(
+    ("model", "words"),
+    [
+        ({"path": "/no/such/model"}, "no directory with a config.json"),
+        ({"config": {"model_type": "no_such_type"}}, "transformers cannot make it: .*no_such_type"),
+    ],
+)
+def test_what_transformers_cannot_make_is_refused_in_words(model: Any, words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        build(Transformers(**model), [None], 23)
+
+
+def test_a_model_needs_one_origin() -> None:
+    for model in (
+        {},
+        {"config": {"hidden_size": 8}},
+        {"config": {"model_type": "llama"}, "pretrained": True},
+    ):
+        with pytest.raises(ValueError, match="give path"):
+            Transformers(**model)
