@@ -31,6 +31,7 @@ from jobs.commands import (
     retry,
     stats,
     stores,
+    sweep,
     train,
     watch,
 )
@@ -113,6 +114,7 @@ def decant(
       decant verify STORE                       that every shard is whole
       decant audit job.yaml                     that it is what the teacher says
       decant train job.yaml                     a student from the store
+      decant sweep job.yaml grid.yaml           many students from the store, compared
       decant import FORMAT SOURCE STORE         a store of what another system has captured
 
     Any key of the job can be given on the command line: decant label job.yaml label.replicas.max=8
@@ -130,6 +132,7 @@ retry.register(app)
 merge.register(app)
 convert.register(app)
 train.register(app)
+sweep.register(app)
 watch.register(app)
 demo.register(app)
 interchange.register(app)

@@ -1,4 +1,4 @@
-"""Stores in the world of transformers: a Trainer that learns from one, and students as directories of its kind.
+"""Stores in the world of transformers: a Trainer that learns from one, students as directories.
 
     reader = TargetReader(url, batch_rows=64, rank=args.process_index, world_size=args.world_size)
     DistillationTrainer(model, args, train_dataset=reader).train()
@@ -53,9 +53,9 @@ class DistillationTrainer(Trainer):  # type: ignore[misc]
     """transformers.Trainer whose loss is a store's targets instead of labels.
 
     train_dataset, eval_dataset: TargetReaders of this rank, whose `batch_rows`, over all ranks, stand for the
-    arguments' batch sizes; give `max_steps`, for a reader has no end. An evaluation is an epoch of its reader.
-    loss: what is minimised, a mean over the targets of all ranks and accumulated batches. The reader's state
-    is kept in each checkpoint, and a run that is resumed goes on at that row.
+    arguments' batch sizes; give `max_steps`, for a reader has no end. An evaluation is an epoch of its
+    reader. loss: what is minimised, a mean over the targets of all ranks and accumulated batches. The
+    reader's state is kept in each checkpoint, and a run that is resumed goes on at that row.
     Raises ConfigError for datasets that are no TargetReaders.
     """
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import time
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console, ConsoleOptions, RenderResult
@@ -13,9 +15,9 @@ from rich.text import Text
 from jobs.commands.arguments import JobFile, Overrides
 from jobs.progress import Display
 from jobs.terminal import bar, count, duration, err, out
+from pipeline.targets.errors import ConfigError
 
 if TYPE_CHECKING:
-    from jobs.config import Job
     from student import events
     from student.replay import Records
 
@@ -68,6 +70,7 @@ class TrainView:
                     ("gradient norm", f"{event.gradient_norm:.3g}"),
                     ("epoch", f"{event.epoch:.2f}"),
                     ("targets/s", f"{event.targets_per_second:,.0f}"),
+                    ("FLOP/s", f"{count(event.flops_per_second)} ({event.utilisation:.0%} of the peak)"),
                 ]
             case events.Evaluated():
                 self.messages.append(f"step {count(event.step)}: {scored(event.score)}")
@@ -100,7 +103,32 @@ def scored(score: events.Score) -> str:
     )
 
 
-def train(job: JobFile, overrides: Overrides = None) -> None:
+RayWorkers = Annotated[
+    int | None,
+    typer.Option(
+        "--ray-workers",
+        min=1,
+        help="Train by Ray Train on that many workers, which are started again when one is lost.",
+        show_default=False,
+    ),
+]
+
+RayAddress = Annotated[
+    str | None,
+    typer.Option(
+        "--ray-address",
+        help='A running Ray cluster ("auto", "ray://…"); by default Ray starts on this machine.',
+        show_default=False,
+    ),
+]
+
+
+def train(
+    job: JobFile,
+    overrides: Overrides = None,
+    ray_workers: RayWorkers = None,
+    ray_address: RayAddress = None,
+) -> None:
     """Train a student from the store.
 
     Needs neither corpus nor teacher: the job file may hold a train section alone, with its store's url. Only
@@ -112,24 +140,31 @@ def train(job: JobFile, overrides: Overrides = None) -> None:
       decant train job.yaml
       decant train job.yaml train.steps=5000 train.loss.hard_weight=0.3
       torchrun --nproc-per-node 4 -m jobs.cli train job.yaml
+      decant train job.yaml --ray-workers 4 --ray-address auto
 
-    Next: the weights are in OUTPUT/checkpoints/last; `student.checkpoint` reads them.
+    Next: the weights are OUTPUT/checkpoints/best/model.safetensors; a transformers student's directory is
+    one that from_pretrained reads, and `decant sweep` trains students of several sizes.
     """
-    from jobs.config import load_job, load_train, sections
+    from jobs.config import load_train
 
     config = load_train(job, overrides or ())
     # Only now: a mistake in the job file is said without waiting for torch.
+    from jobs.ray_train import train_on_ray
     from student import events
     from student import train as trainer
 
     assert config.store is not None
-    records = None
-    if "corpus" in sections(job, overrides or ()):
-        records = _records(load_job(job, overrides or ()))
+    records = corpus_records(job, overrides or ())
+    if ray_workers is None:
+        happening = trainer.train(config, records)
+    elif records is None:
+        happening = train_on_ray(config, ray_workers, ray_address)
+    else:
+        raise ConfigError("--ray-workers: the store keeps no inputs; label with store.inputs: embed")
     view = TrainView(f"training from {config.store.url}", config.steps)
     finished: events.Finished | None = None
     with Display(view, err() if os.environ.get("RANK", "0") == "0" else None):
-        for event in trainer.train(config, records):
+        for event in happening:
             view.on(event)
             if isinstance(event, events.Finished):
                 finished = event
@@ -139,12 +174,16 @@ def train(job: JobFile, overrides: Overrides = None) -> None:
         out().print(f"weights: {finished.checkpoint}", soft_wrap=True, markup=False)
 
 
-def _records(job: Job) -> Records | None:
-    """How the job's corpus is read, if that is what the student's store needs."""
+def corpus_records(path: Path, overrides: Sequence[str]) -> Records | None:
+    """How the corpus of a job file is read, if the file has one and the student's store needs it."""
+    from jobs.config import load_job, sections
     from jobs.replay import CorpusRecords
     from pipeline.targets.replay import needs_replay
     from pipeline.targets.store import Store
 
+    if "corpus" not in sections(path, overrides):
+        return None
+    job = load_job(path, overrides)
     assert job.train is not None
     assert job.train.store is not None
     store = Store.open(job.train.store.url, job.train.store.options)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.jobs.small_jobs import TEXTS, SmallJob, make_small_job, train_tokenizer
+from tests.student.conftest import token_store as token_store
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page

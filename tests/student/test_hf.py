@@ -65,7 +65,7 @@ def ours(url: str, output: Path, **changes: Any) -> TrainConfig:
 def test_transformers_trainer_ends_where_ours_does(
     token_store: Any, tmp_path: Path, accumulation: int
 ) -> None:
-    """From the same weights, with the same batches; accumulated, the parts have different numbers of targets."""
+    """From the same weights, with the same batches; accumulated, the parts have other numbers of targets."""
     url = token_store()
     torch.manual_seed(0)
     start = build(Transformers.model_validate(QWEN), [None], 23)
