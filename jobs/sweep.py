@@ -36,15 +36,17 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Result:
-    """A trained student. loss: on held-out targets; hard_loss, accuracy: on held-out labels, if any."""
+    """What became of a student. loss: on held-out targets; hard_loss, accuracy: on held-out labels, if any;
+    failed: why it has none of them.
+    """
 
     name: str
     settings: dict[str, Any]
     parameters: int
-    loss: float | None
-    hard_loss: float | None
-    accuracy: float | None
-    checkpoint: str
+    loss: float | None = None
+    hard_loss: float | None = None
+    accuracy: float | None = None
+    failed: str | None = None
 
     @property
     def judged(self) -> float | None:
@@ -105,7 +107,7 @@ def figure(results: Sequence[Result]) -> Figure:
     for label, line in lines.items():
         points = sorted((r.parameters, r.judged) for r in line if r.judged is not None)
         axis.plot([size for size, _ in points], [loss for _, loss in points], "o-", label=label)
-    hard = all(result.hard_loss is not None for result in results)
+    hard = any(result.hard_loss is not None for result in results)
     what = "cross-entropy on held-out labels, nats" if hard else "loss on held-out targets"
     axis.set(xscale="log", xlabel="parameters", ylabel=what)
     axis.grid(alpha=0.3, which="both")

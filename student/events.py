@@ -86,6 +86,14 @@ class Evaluated:
 
 
 @dataclass(frozen=True)
+class Failed:
+    """One of several students cannot be trained on, for that reason; the others go on without it."""
+
+    step: int
+    reason: str
+
+
+@dataclass(frozen=True)
 class Finished:
     """All steps are done; `checkpoint` holds the last. score: of the last evaluation, if there was one."""
 
@@ -94,4 +102,4 @@ class Finished:
     score: Score | None
 
 
-Event = Started | Checked | Step | Evaluated | Finished
+Event = Started | Checked | Step | Evaluated | Failed | Finished

@@ -50,6 +50,8 @@ class Learner:
         decay = config.average_decay
         self.average = Average(self.student.model, decay) if decay is not None else None
         self.step, self.best = 0, math.inf
+        self.failed = False
+        """Whether its gradient is no longer finite, so that it learns nothing more."""
         self.score: Score | None = None
         self.flops_per_target = math.nan
         """What forward and backward pass do, by the first batch that this process has learned."""
@@ -60,8 +62,8 @@ class Learner:
 
     @property
     def finished(self) -> bool:
-        """Whether all steps are done."""
-        return self.step >= self.config.steps
+        """Whether all steps are done, or no more can be."""
+        return self.failed or self.step >= self.config.steps
 
     def learn(self, batches: Sequence[Batch]) -> tuple[Tensor, Tensor, Tensor]:
         """One step on the accumulated parts of this rank's share of a global batch.
@@ -129,8 +131,9 @@ class Learner:
         return whole(norm)
 
     def check_finite(self, norm: Tensor) -> None:
-        """Raises DecantError for a gradient's norm that is not."""
-        if not bool(norm.isfinite()):
+        """Raises DecantError for a gradient's norm that is not, and has `failed`."""
+        self.failed = not bool(norm.isfinite())
+        if self.failed:
             raise DecantError(
                 f"the gradient is not finite at step {self.step}: lower learning_rate, lengthen warmup_steps "
                 "or set clip_norm; the last checkpoint is from before"

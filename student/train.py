@@ -16,13 +16,13 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from pipeline.targets.errors import ConfigError
+from pipeline.targets.errors import ConfigError, DecantError
 from pipeline.targets.plausibility import check
 from student import flops, optimizer
 from student.config import OWN, TrainConfig
 from student.data import Batch, TargetReader
 from student.distributed import World, joined
-from student.events import Checked, Evaluated, Event, Finished, Started, Step
+from student.events import Checked, Evaluated, Event, Failed, Finished, Started, Step
 from student.learner import Learner
 from student.metrics import Metrics
 from student.replay import Records
@@ -49,7 +49,8 @@ def train_together(
 
     Yields each event with the number of its student. Students may differ in what `student.config.OWN` names;
     each has an `output` of its own, goes on from its own checkpoint (the others wait for one that is behind),
-    and ends as `train` would have ended. Raises as `train`, and ConfigError for students that cannot share.
+    and ends as `train` would have ended; one that diverges has Failed, and the others go on. Raises as
+    `train`, and ConfigError for students that cannot share.
     """
     first = configs[0]
     with joined(first.device) as world, _determinism(first.deterministic):
@@ -103,9 +104,12 @@ class _Run:
 
     def events(self) -> Iterator[tuple[int, Event]]:
         """Train to the end. All ranks go through the same events."""
+        unchecked = set(self.heads) if self.config.check_rows else set()
         for number, learner in enumerate(self.learners):
             yield number, self._started(learner)
-            if self.config.check_rows and not learner.finished and learner.config.loss.kind != "hard":
+            head, told = learner.config.head, learner.config.loss.kind != "hard"
+            if head in unchecked and told and not learner.finished:
+                unchecked.remove(head)
                 yield number, self._check(learner)
         watch = _Watch()
         rates = [_Rates(learner, watch) for learner in self.learners]
@@ -115,12 +119,13 @@ class _Run:
                 self.step += 1
                 batches = [next(stream).to(self.world.device, True) for _ in range(self.config.accumulation)]
                 for number, learner in enumerate(self.learners):
-                    if learner.step < self.step <= learner.config.steps:
+                    if learner.step < self.step and not learner.finished:
                         for event in self._step(learner, batches, rates[number], watch):
                             yield number, event
         for number, learner in enumerate(self.learners):
-            last = learner.checkpoints.directory / "last"
-            yield number, Finished(learner.step, last, learner.score)
+            if not learner.failed:
+                last = learner.checkpoints.directory / "last"
+                yield number, Finished(learner.step, last, learner.score)
 
     def _step(
         self, learner: Learner, batches: Sequence[Batch], rates: _Rates, watch: _Watch
@@ -133,7 +138,13 @@ class _Run:
         report = last or step % config.log_every == 0
         save = last or step % config.checkpoint_every == 0
         if report or save:
-            learner.check_finite(norm)
+            try:
+                learner.check_finite(norm)
+            except DecantError as error:
+                if len(self.learners) == 1:
+                    raise
+                yield Failed(step, str(error))
+                return
         if report:
             rows_rate, targets_rate = rates.since()
             done = targets_rate * learner.flops_per_target

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -72,32 +74,34 @@ def sweep(job: JobFile, grid: GridFile, overrides: Overrides = None, at_once: At
     from student.train import train_together
 
     records = corpus_records(job, overrides or ())
+    first_rank = os.environ.get("RANK", "0") == "0"
     work = Work("trained", sum(student.config.steps for student in students), "steps")
     results: dict[str, Result] = {}
-    with Display(work, err()):
+    with Display(work, err() if first_rank else None):
         for group in passes(students, at_once):
             steps, parameters = [0] * len(group), [0] * len(group)
             for number, event in train_together([student.config for student in group], records):
                 student = group[number]
                 work.add(event.step - steps[number])
                 steps[number] = event.step
+                result = Result(student.name, student.settings, parameters[number])
                 match event:
                     case events.Started():
                         parameters[number] = event.parameters
                         work.before += event.step
                     case events.Evaluated():
                         work.messages.append(f"{student.name}, step {event.step}: {scored(event.score)}")
-                    case events.Finished():
-                        score = event.score
-                        results[student.name] = Result(
-                            name=student.name,
-                            settings=student.settings,
-                            parameters=parameters[number],
-                            loss=score.loss if score else None,
-                            hard_loss=score.hard_loss if score else None,
-                            accuracy=score.accuracy if score else None,
-                            checkpoint=str(event.checkpoint),
-                        )
+                    case events.Failed():
+                        work.messages.append(f"{student.name}: {event.reason}")
+                        results[student.name] = replace(result, failed=event.reason)
+                    case events.Finished(score=score):
+                        if score is not None:
+                            result = replace(
+                                result, loss=score.loss, hard_loss=score.hard_loss, accuracy=score.accuracy
+                            )
+                        results[student.name] = result
+    if not first_rank:
+        return
     ordered = [results[student.name] for student in students]
     output = Path(load_train(job, overrides or ()).output)
     (output / "sweep.json").write_text(written(ordered))

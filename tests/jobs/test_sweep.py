@@ -32,11 +32,11 @@ def test_every_student_is_the_one_that_would_be_trained_alone(
 ) -> None:
     """To the bit. One of them is dead when the sweep begins, another has been trained for some steps."""
     url = token_store()
-    job, grid = files(tmp_path, url, GRID)
+    job, grid = files(tmp_path, url, GRID, steps=8, evaluate_every=8)
     students = candidates(job, grid)
     assert [s.name for s in students] == [f"width={w},loss={k}" for w in (8, 16) for k in ("hard", "auto")]
     ahead = train(students[1].config)
-    while next(ahead).step < 5:
+    while next(ahead).step < 6:
         pass
     ahead.close()  # type: ignore[attr-defined]
     shown = decant(tmp_path, "sweep", str(job), str(grid))
@@ -76,7 +76,7 @@ def test_a_plot_has_a_line_for_each_way_to_train_a_model_of_any_size(tmp_path: P
     from jobs.sweep import Result
 
     results = [
-        Result(f"{w}{k}", {"model.width": w, "loss": {"kind": k}}, w * w, 1.0 / w, 2.0 / w, 0.5, "c")
+        Result(f"{w}{k}", {"model.width": w, "loss": {"kind": k}}, w * w, 1.0 / w, 2.0 / w, 0.5)
         for w in (16, 8)
         for k in ("hard", "auto")
     ]
@@ -101,6 +101,20 @@ def test_a_grid_that_cannot_be_is_refused_in_words(tmp_path: Path, grid: Any, wo
     job, table = files(tmp_path, "store", grid, model=LM)
     with pytest.raises(ConfigError, match=words):
         candidates(job, table)
+
+
+def test_a_student_that_diverges_does_not_keep_the_others_from_their_end(
+    token_store: Any, decant: Any, tmp_path: Path
+) -> None:
+    grid = {"learning_rate": [1e-2, 1e30]}
+    job, table = files(tmp_path, token_store(), grid, clip_norm=None, warmup_steps=0)
+    shown = decant(tmp_path, "sweep", str(job), str(table))
+    assert shown.exit_code == 0, shown.output
+    good, bad = json.loads((tmp_path / "run" / "sweep.json").read_text())
+    assert good["failed"] is None
+    assert good["hard_loss"] > 0
+    assert "not finite at step" in bad["failed"]
+    assert bad["hard_loss"] is None
 
 
 def test_students_of_one_pass_share_how_the_store_is_read() -> None:
