@@ -114,7 +114,7 @@ def _table(results: list[Result]) -> Table:
     """The best one first."""
     table = Table(box=None, pad_edge=False)
     table.add_column("student")
-    for title in ("parameters", "loss on targets", "loss on labels", "accuracy"):
+    for title in ("parameters", "own loss", "loss on labels", "accuracy"):
         table.add_column(title, justify="right")
     judged = sorted(results, key=lambda r: (r.judged is None, r.judged))
     for result in judged:
