@@ -6,7 +6,7 @@ Three teachers of random weights: a small language model on sources, ResNet-50 o
 texts. Each round runs, one after the other: the bare loop, the local engine and one Ray replica with all
 threads; two bare loops side by side and two Ray replicas with one thread each. The figures are the medians of
 the rounds' ratios, because the machine's speed may change between rounds. Start-up (Ray, loading the model)
-is apart: an engine's clock runs from the first replica's Started to the last Committed.
+is apart: an engine's clock runs from the last replica's Started to the last Committed.
 
 Every run has processes of its own, as a Ray replica has: oneDNN compiles its kernels once a process for each
 shape of a batch, which doubles the time of ResNet-50's first batch of that shape.
@@ -107,15 +107,21 @@ def _material(name: str, folder: str, scale: float, meet: Callable[[], object]) 
 
 
 def labelled(engine: Engine, job: LabelJob) -> float:
-    """Seconds of an engine, from its last replica's start to the last commit."""
+    """Seconds that an engine needs for the job once all its replicas have started.
+
+    They start one after the other; what the first ones label before the last one is there does not count, of
+    units in flight by then as much as of their time has passed.
+    """
     shutil.rmtree(job.store.url, ignore_errors=True)
-    begun = finished = 0.0
+    begun, commits = 0.0, list[tuple[float, Committed]]()
     for event in engine.run(job, prepare(job).pending(), threading.Event()):
         if isinstance(event, Started):
-            begun = begun or time.perf_counter()
+            begun = time.perf_counter()
         elif isinstance(event, Committed):
-            finished = time.perf_counter()
-    return finished - begun
+            commits.append((time.perf_counter(), event))
+    done = sum(event.commit.rows * min(1.0, max(0.0, at - begun) / event.seconds) for at, event in commits)
+    rows = sum(event.commit.rows for _, event in commits)
+    return (max(at for at, _ in commits) - begun) * rows / done
 
 
 def with_replicas(job: LabelJob, number: int, threads: int) -> LabelJob:
