@@ -89,7 +89,7 @@ def first_windows(files: Mapping[str, bytes], store: Store) -> torch.Tensor:
 def test_a_student_that_replays_spectrograms_from_the_folder_learns_to_hear(
     decant: Decant, tmp_path: Path
 ) -> None:
-    files = spoken(range(7))
+    files = spoken(range(6))
     take = {name: int(name.rpartition("_")[2]) for name in files}
     unheard = {name: content for name, content in files.items() if take[name] < 3}
     heard = {name: content for name, content in files.items() if take[name] >= 3}
@@ -118,7 +118,7 @@ def test_a_student_that_replays_spectrograms_from_the_folder_learns_to_hear(
 
     labelled(decant, tmp_path, heard, teacher=teacher)
     student = {"channels": [8, 16], "hidden": 64}
-    steps = {"train.steps": 100, "train.batch_rows": 32, "train.warmup_steps": 10, "train.device": "cpu"}
+    steps = {"train.steps": 80, "train.batch_rows": 32, "train.warmup_steps": 10, "train.device": "cpu"}
     model = {f"train.model.{key}": value for key, value in student.items()}
     trained = decant(tmp_path, "train", "job.yaml", *words(teacher=teacher, **steps, **model))
     assert trained.exit_code == 0, trained.stderr
@@ -126,4 +126,4 @@ def test_a_student_that_replays_spectrograms_from_the_folder_learns_to_hear(
     with torch.no_grad():
         answers = learnt.model(first_windows(unheard, store)).argmax(1).numpy()
     # By chance 18 of 180 are right, with a deviation of 4.
-    assert np.sum(answers == digits(unheard)) > 70
+    assert np.sum(answers == digits(unheard)) > 60

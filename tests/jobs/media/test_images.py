@@ -64,7 +64,7 @@ def test_a_student_that_replays_mixed_crops_from_the_folder_learns_to_see(
     with torch.no_grad():
         said = student.model(torch.from_numpy(images.copy()).permute(0, 3, 1, 2)).argmax(1).numpy()
     # By chance 50 of 500 are right, with a deviation of 6.7.
-    assert np.sum(said == classes) > 90
+    assert np.sum(said == classes) > 85
 
 
 def test_photographs_that_come_later_are_labelled_alone_and_learned_from_too(
