@@ -79,10 +79,11 @@ def test_what_a_model_that_sees_says_of_a_caption_is_read_back_with_the_pixels_i
 
 
 def test_a_small_language_model_learns_from_the_captions_targets(
-    run: Callable[..., Any], tmp_path: Path
+    run: Callable[..., Any], decant: Decant, tmp_path: Path
 ) -> None:
     made(tmp_path / "models" / "teacher", seeing("llava"))
     run("label")
+    assert "a·small·photo·of·a" in decant(tmp_path, "inspect", "job.yaml").stdout
     model = {"train__model__width": 32, "train__model__layers": 1, "train__batch_rows": 16}
     said = run("train", **model, train__steps=20, train__holdout=0).stdout
     assert "trained 20 steps" in said
