@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Collection, Container, Generator, Iterable, Iterator, Mapping
+from collections.abc import Collection, Generator, Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import replace
 from types import MappingProxyType
@@ -29,7 +29,7 @@ from pipeline.statistics import Means
 from pipeline.stream import chunks, prefetch
 from pipeline.targets.commit import Commit
 from pipeline.targets.errors import SpecMismatch, TooManyQuarantined
-from pipeline.targets.rows import Rows, in_order
+from pipeline.targets.rows import Rows
 from pipeline.targets.spec import differences
 from pipeline.targets.store import Store
 from pipeline.targets.unit import Quarantined, Unit
@@ -44,13 +44,6 @@ NOTHING: Mapping[int, str] = MappingProxyType({})
 
 Due = Collection[tuple[int, int | None]]
 """Views: a record's row in the unit and the view's number, None for all views of the record."""
-
-OF_ROWS = (
-    *("attempt", "shard", "shard_bytes", "shard_sha256", "rows", "targets"),
-    *("quarantine", "quarantine_sha256", "quarantined", "failures", "statistics", "histograms"),
-    *("started", "finished", "forward_seconds", "device"),
-)
-"""Of a commit record, what changes when more of its unit is labelled."""
 
 EVIDENCE = 100
 """Failures of a unit without one success that are no bad luck."""
@@ -103,7 +96,7 @@ class Labeller:
         failures = rows = 0
         with (
             self.store.writer(unit.id) as writer,
-            closing(self._windows(self._records(unit, skip))) as results,
+            closing(self.windows(self.records(unit, skip))) as results,
         ):
             for window, parts, unlabelled in results:
                 records += window.records
@@ -149,50 +142,6 @@ class Labeller:
             if self.recorder is not None:
                 self.recorder.worked(stage, begin, time.time())
 
-    def relabel(self, unit: Unit, codes: Container[str], skip: Mapping[int, str] = NOTHING) -> Commit:
-        """Label what a committed unit has in quarantine for one of these reasons; leave its rows as they are.
-
-        The record to put in the place of the present one (`Store.replace`), its files durable; the present
-        one if there is still no target for any of it. Raises as `label`.
-        """
-        before = self.store.find(unit.id)
-        if before is None:
-            raise ValueError(f"unit {unit.id} is not committed")
-        started = time.time()
-        present = list(self.store.quarantined(before))
-        due = {(item.row, item.view) for item in present if item.code in codes}
-        due_rows = {row for row, _ in due}
-        # Views that are mixed with earlier records need those too.
-        whole = self._renderer.reach > 0
-        records = (r for r in self._records(unit, skip) if whole or r.row in due_rows)
-        rows, means, seconds, device = list[Rows](), Means(), before.forward_seconds, before.device
-        left = [item for item in present if (item.row, item.view) not in due]
-        with closing(self._windows(records, due)) as results:
-            for window, parts, unlabelled in results:
-                for part in parts:
-                    rows.append(part.rows)
-                    means.merge(part.means)
-                    seconds, device = seconds + part.seconds, part.device
-                left += [again for item in (*window.quarantined, *unlabelled) for again in _of(item, due)]
-        if not rows:
-            return before
-        with self.store.writer(unit.id) as writer:
-            for merged in in_order(self.store.read(before), Rows.concatenate(rows)):
-                writer.write(merged)
-            for item in sorted(left, key=lambda q: (q.row, q.view or 0)):
-                writer.quarantine(item)
-            after = writer.commit(
-                records=before.records,
-                statistics=means.values_with(before.statistics, before.targets),
-                histograms=means.histograms_with(before.histograms),
-                started=started,
-                forward_seconds=seconds,
-                device=device,
-                publish=False,
-            )
-        # What is said of the unit's records, and not of their rows, stays.
-        return replace(before, **{name: getattr(after, name) for name in OF_ROWS})
-
     def rehearse(self, unit: Unit, rows: range, skip: Mapping[int, str] = NOTHING) -> int:
         """Label some records of a unit and keep nothing of it; how many records the unit has.
 
@@ -202,22 +151,28 @@ class Labeller:
 
         def some() -> Iterator[Read]:
             nonlocal count
-            for record in self._records(unit, skip):
+            for record in self.records(unit, skip):
                 count += 1
                 if record.row in rows:
                     yield record
 
-        with closing(self._windows(some())) as results:
+        with closing(self.windows(some())) as results:
             for _ in results:
                 pass
         return count
 
-    def _records(self, unit: Unit, skip: Mapping[int, str]) -> Iterator[Read]:
+    @property
+    def reach(self) -> int:
+        """How many records back a view may be mixed with another."""
+        return self._renderer.reach
+
+    def records(self, unit: Unit, skip: Mapping[int, str] = NOTHING) -> Iterator[Read]:
+        """What the corpus has of a unit, in order. skip: as in `label`."""
         for record in self.job.corpus.read(unit):
             reason = skip.get(record.row)
             yield record if reason is None else Quarantined(record.key, record.row, None, "killed", reason)
 
-    def _windows(
+    def windows(
         self, records: Iterable[Read], due: Due | None = None
     ) -> Generator[tuple[Window, list[Labelled], list[Quarantined]], None, None]:
         """Each window with its labelled rows and the views that the teacher could not label.
@@ -293,13 +248,6 @@ def _only(rendered: Iterable[Window], due: Due) -> Iterator[Window]:
     for window in rendered:
         items = [item for item in window.items if (item.row, item.view) in due or (item.row, None) in due]
         yield replace(window, items=items)
-
-
-def _of(item: Quarantined, due: Due) -> list[Quarantined]:
-    """What it says of what is due: a record that now fails as a whole may have other views, with targets."""
-    if (item.row, None) in due or item.view is not None:
-        return [item]
-    return [replace(item, view=view) for row, view in due if row == item.row]
 
 
 __all__ = ["Cancelled", "Labeller", "prepare"]

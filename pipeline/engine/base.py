@@ -100,7 +100,7 @@ class Engine(Protocol):
     ) -> Iterator[Event]:
         """Label all units, which are consumed as they are needed. The store is prepared.
 
-        retry: codes of quarantine. Given, the units are committed, and `Labeller.relabel` is what is done.
+        retry: codes of quarantine. Given, the units are committed, and `retry.relabel` is what is done.
 
         When `stop` is set, no more units are handed out, those in flight finish, and the events end. Closing
         the generator abandons those in flight. A unit that no attempt could label does not hold up others.

@@ -69,8 +69,10 @@ class Replica:
 
         Raises Preempted.
         """
+        from pipeline.retry import relabel
+
         with self._staying() as labeller:
-            commit = labeller.relabel(unit, retry, skip) if retry else labeller.label(unit, skip)
+            commit = relabel(labeller, unit, retry, skip) if retry else labeller.label(unit, skip)
             return Labelling(commit, labeller.recorder.take() if labeller.recorder else None)
 
     def rehearse(self, unit: Unit, rows: range, skip: Mapping[int, str]) -> int:
