@@ -88,6 +88,11 @@ class Batching(Config):
     """Batches that are made at once where lengths vary: of so many, those of like length share one. Rows keep
     the corpus order."""
 
+    packing: PositiveInt | None = None
+    """Tokens of a row that several views share, none of which sees another: for causal language models on an
+    accelerator, where it leaves no padding. By default each view has a row of its own, and those of like
+    length a batch. With flash attention a batch is one row, and this the grain that it is filled by."""
+
     threads: PositiveInt = 1
     """Threads that render the views of a unit (tokenize, decode images). More than one where a device waits
     for them, which `decant label --profile` tells."""

@@ -112,9 +112,10 @@ class _Pool:
         """Until all is done, given up, or drained."""
         import ray
 
-        self._preprocessors.begin()
         for _ in range(self._wanted.max):
             yield self._ask()
+        if not self._retry:
+            self._preprocessors.begin()
         deadline: float | None = None
         while True:
             self._hand_out()

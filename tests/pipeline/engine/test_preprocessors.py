@@ -85,23 +85,26 @@ def fed(events: list[Event]) -> int:
 
 
 class Killer:
-    """Sends a signal to a process a moment after the replica begins."""
+    """Sends a signal to the first of its victims, a moment after that and a replica have begun."""
 
     def __init__(self, victim: type[Event], number: signal.Signals, seconds: float = 0.3) -> None:
         self._victim, self._number, self._seconds = victim, number, seconds
         self.pids: list[int] = []
+        self._labelling = self._fired = False
 
     def __call__(self, event: Event) -> None:
         if isinstance(event, self._victim):
             self.pids.append(event.pid)
-        if isinstance(event, ReplicaStarted) and len(self.pids) == 1:
+        self._labelling |= isinstance(event, ReplicaStarted)
+        if self.pids and self._labelling and not self._fired:
+            self._fired = True
             threading.Timer(self._seconds, os.kill, (self.pids[0], self._number)).start()
 
 
 def test_a_preprocessing_actor_that_is_killed_loses_and_doubles_nothing_and_is_replaced(
     make_job: MakeJob, whole: Whole, alone: Contents
 ) -> None:
-    job = make_job(TEXTS, unit_bytes=UNIT_BYTES, label=feeding(), teacher={"seconds_per_view": 0.004})
+    job = make_job(TEXTS, unit_bytes=UNIT_BYTES, label=feeding(), teacher={"seconds_per_view": 0.006})
     store = prepare(job)
     killer = Killer(PreprocessorStarted, signal.SIGKILL)
     events = drive(job, store, killer)
