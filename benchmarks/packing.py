@@ -29,7 +29,7 @@ from pipeline.views.base import View
 
 SHORTEST, LONGEST = 16, 256
 BUDGET = 4096
-ROWS = (256, 512, 1024, 4096)
+ROWS = (256, 512, 1024)
 INPUTS = (Input("tokens", "<u2", (None,)),)
 
 
@@ -73,7 +73,7 @@ def main() -> None:
     )
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--views", type=int, default=1500)
+    parser.add_argument("--views", type=int, default=1000)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     window = views(arguments.views)

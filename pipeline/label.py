@@ -29,12 +29,12 @@ from pipeline.rendering import NOTHING, Feed, fed, records_of, rendered
 from pipeline.statistics import Means
 from pipeline.stream import prefetch
 from pipeline.targets.commit import Commit
-from pipeline.targets.errors import ConfigError, SpecMismatch, TooManyQuarantined
+from pipeline.targets.errors import SpecMismatch, TooManyQuarantined
 from pipeline.targets.rows import Rows, in_order
 from pipeline.targets.spec import differences
 from pipeline.targets.store import Store
 from pipeline.targets.unit import Quarantined, Unit
-from pipeline.teachers.base import Packs, Teacher
+from pipeline.teachers.packing import load_packing
 
 if TYPE_CHECKING:
     from pipeline.job import LabelJob
@@ -65,7 +65,7 @@ class Labeller:
         self.job = job
         self.store = Store.open(job.store.url, job.store.options)
         self._renderer = job.views.load()
-        self._inference = Inference(partial(_teacher, job))
+        self._inference = Inference(partial(load_packing, job.teacher, job.label.batching.packing))
         declared = specify(job, self._renderer, self._inference.teacher, books_of(self.store.spec))
         spec = declared.as_wide_as(self.store.spec)
         if spec.fingerprint != self.store.spec.fingerprint:
@@ -296,19 +296,6 @@ class Labeller:
             answer.seconds()  # an accelerator may still compute it
         with self._working("encode"):
             return list(encode(answer, self.store.spec))
-
-
-def _teacher(job: LabelJob) -> Teacher:
-    """The job's, that packs views if it is to. Raises ConfigError when its kind cannot."""
-    teacher, packing = job.teacher.load(), job.label.batching.packing
-    if packing is not None:
-        if not isinstance(teacher, Packs):
-            raise ConfigError(
-                f'label.batching.packing: a teacher of kind "{job.teacher.kind}" does not pack views, only a '
-                "causal_lm does: leave it out"
-            )
-        teacher.pack(packing)
-    return teacher
 
 
 def _only(rendered: Iterable[Window], due: Due) -> Iterator[Window]:

@@ -14,7 +14,8 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.targets.codecs.base import ranges
-from pipeline.teachers.base import Batch
+from pipeline.targets.errors import ConfigError
+from pipeline.teachers.base import Batch, Packs, Teacher, TeacherConfig
 from pipeline.teachers.logits import Logits
 
 if TYPE_CHECKING:
@@ -82,6 +83,21 @@ class Packed(Logits):
 
     def first(self, classes: int) -> Packed:
         return Packed(self.inner.first(classes), self.places)
+
+
+def load_packing(config: TeacherConfig, row: int | None) -> Teacher:
+    """The teacher; given a row, one that packs views into it. Raises as `load` and `Packs.pack`, ConfigError
+    when teachers of its kind do not pack.
+    """
+    teacher = config.load()
+    if row is not None:
+        if not isinstance(teacher, Packs):
+            raise ConfigError(
+                f'label.batching.packing: a teacher of kind "{getattr(config, "kind", "")}" does not pack '
+                "views, only a causal_lm does: leave it out"
+            )
+        teacher.pack(row)
+    return teacher
 
 
 def trial(classes: int, longest: int | None) -> Batch:

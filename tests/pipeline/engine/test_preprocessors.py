@@ -25,11 +25,11 @@ Whole = Callable[[Store], None]
 Contents = dict[str, tuple[str | None, int, list[Any]]]
 
 TEXTS: dict[str, str | bytes] = {
-    f"{i:04}.txt": " ".join(f"w{(i * 7 + j * 3) % 90}" for j in range(3 + i % 30)) for i in range(400)
-} | {"0007x.txt": b"\xff\xfe", "0320x.txt": ""}
+    f"{i:04}.txt": " ".join(f"w{(i * 7 + j * 3) % 90}" for j in range(3 + i % 30)) for i in range(240)
+} | {"0007x.txt": b"\xff\xfe", "0190x.txt": ""}
 """Two units of many chunks, one file that is not text, one that is empty."""
 
-UNIT_BYTES = 15_000
+UNIT_BYTES = 9_000
 
 
 @pytest.fixture(autouse=True)
@@ -121,7 +121,7 @@ def test_a_preprocessing_actor_that_hangs_is_killed_and_its_replicas_go_on(
     make_job: MakeJob, whole: Whole, alone: Contents
 ) -> None:
     label = feeding(preprocess={"timeout_seconds": 1.0})
-    job = make_job(TEXTS, unit_bytes=UNIT_BYTES, label=label, teacher={"seconds_per_view": 0.01})
+    job = make_job(TEXTS, unit_bytes=UNIT_BYTES, label=label, teacher={"seconds_per_view": 0.008})
     store = prepare(job)
     events = drive(job, store, Killer(PreprocessorStarted, signal.SIGSTOP))
     whole(store)
@@ -133,7 +133,7 @@ def test_a_preprocessing_actor_that_hangs_is_killed_and_its_replicas_go_on(
 @pytest.mark.slow
 def test_a_fed_replica_that_is_killed_loses_nothing(make_job: MakeJob, whole: Whole, alone: Contents) -> None:
     label = feeding(2, replicas={"max": 2})
-    job = make_job(TEXTS, unit_bytes=UNIT_BYTES, label=label, teacher={"seconds_per_view": 0.01})
+    job = make_job(TEXTS, unit_bytes=UNIT_BYTES, label=label, teacher={"seconds_per_view": 0.008})
     store = prepare(job)
     events = drive(job, store, Killer(ReplicaStarted, signal.SIGKILL))
     whole(store)
@@ -150,12 +150,12 @@ def test_what_goes_through_rays_object_store_is_bounded(
 
     from pipeline.engine.feeding import Preprocessors
 
-    images = np.random.default_rng(0).normal(size=(160, 256, 256)).astype(np.float32)
+    images = np.random.default_rng(0).normal(size=(120, 256, 256)).astype(np.float32)
     np.save(tmp_path / "images.npy", images)
     job = make_job(
         label=feeding(batching={"budget": 8}),
-        teacher={"positions": "single", "size": 8, "seconds_per_view": 0.01},
-        corpus={"kind": "arrays", "urls": [str(tmp_path / "images.npy")], "unit_rows": 80},
+        teacher={"positions": "single", "size": 8, "seconds_per_view": 0.005},
+        corpus={"kind": "arrays", "urls": [str(tmp_path / "images.npy")], "unit_rows": 60},
         views={"kind": "arrays", "shape": [256, 256]},
     )
     store, bound = prepare(job), Preprocessors(job).object_bytes

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -62,6 +63,14 @@ def load(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], CausalLMTe
     return make
 
 
+@pytest.fixture(scope="module")
+def pairs(
+    load: Callable[[str], CausalLMTeacher],
+) -> Callable[[str], tuple[CausalLMTeacher, CausalLMTeacher]]:
+    """One to stay as it is, one to pack."""
+    return functools.cache(lambda kind: (load(kind), load(kind)))
+
+
 def batch_of(lengths: list[int], seed: int) -> Batch:
     generator = np.random.default_rng(seed)
     tokens = np.zeros((len(lengths), max(lengths)), dtype=np.uint16)
@@ -82,25 +91,19 @@ def said(answer: Mapping[str, torch.Tensor | Logits]) -> torch.Tensor:
     seed=st.integers(0, 2**16),
 )
 def test_packed_logits_are_the_unpacked_ones(
-    load: Callable[[str], CausalLMTeacher], kind: str, lengths: list[int], row: int, seed: int
+    pairs: Callable[[str], tuple[CausalLMTeacher, CausalLMTeacher]],
+    kind: str,
+    lengths: list[int],
+    row: int,
+    seed: int,
 ) -> None:
-    teachers = _teachers(load, kind)
-    teachers[1].pack(row)
+    usual, packing = pairs(kind)
+    packing.pack(row)
     batch = batch_of(lengths, seed)
-    alone, packed = (said(teacher(batch)) for teacher in teachers)
+    alone, packed = said(usual(batch)), said(packing(batch))
     assert packed.shape == alone.shape
     for i, length in enumerate(lengths):
         torch.testing.assert_close(packed[i, :length], alone[i, :length], rtol=1e-4, atol=1e-4)
-
-
-_loaded: dict[str, tuple[CausalLMTeacher, CausalLMTeacher]] = {}
-
-
-def _teachers(load: Callable[[str], CausalLMTeacher], kind: str) -> tuple[CausalLMTeacher, CausalLMTeacher]:
-    """One to stay as it is, one to pack."""
-    if kind not in _loaded:
-        _loaded[kind] = load(kind), load(kind)
-    return _loaded[kind]
 
 
 @pytest.mark.parametrize("kind", ["mamba", "bloom"])
