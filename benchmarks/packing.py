@@ -73,7 +73,7 @@ def main() -> None:
     )
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--views", type=int, default=1000)
+    parser.add_argument("--views", type=int, default=300)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     window = views(arguments.views)
@@ -88,7 +88,11 @@ def main() -> None:
             ways[row] = teacher, list(batches(window, INPUTS, BUDGET, row))
     for teacher, parts in ways.values():
         seconds(teacher, parts[:1])
-    rounds = [{row: seconds(*way) for row, way in ways.items()} for _ in range(arguments.rounds)]
+    rounds = []
+    for number in range(arguments.rounds):
+        rounds.append({row: seconds(*way) for row, way in ways.items()})
+        said = ", ".join(f"{row or 'padded'} {spent:.1f} s" for row, spent in rounds[-1].items())
+        print(f"  round {number + 1}: {said}", flush=True)
     figures: dict[str, float] = {
         "threads": arguments.threads,
         "rounds": arguments.rounds,
