@@ -14,7 +14,7 @@ from pipeline.targets.errors import TeacherError
 from pipeline.teachers.base import Batch, Output
 from pipeline.teachers.devices import tensor
 from pipeline.teachers.logits import Logits, Projected, Projection, as_logits
-from pipeline.teachers.packing import Packed, pack, trial
+from pipeline.teachers.packing import Packed, alike, pack, trial
 from pipeline.teachers.pretrained import Pretrained, check_tokens, load_pretrained
 from pipeline.teachers.tensor_parallel import Group
 
@@ -86,7 +86,7 @@ class CausalLMTeacher:
         for i, length in enumerate(views.lengths.tolist()):
             tokens = views.inputs["tokens"][i : i + 1, :length]
             alone = as_logits(self.forward(tokens, None)).whole()[0].float()
-            if not agree(packed[i, :length], alone, self.model.dtype):
+            if not alike(packed[i, :length], alone, self.model.dtype):
                 raise TeacherError(f"{refused}: {cure}")
         self._row = row
 
@@ -149,17 +149,11 @@ def find_projection(model: Any) -> Projection | None:
         hidden = getattr(backbone(input_ids=tokens, use_cache=False), "last_hidden_state", None)
         if hidden is None or hidden.shape[-1] != head.in_features:
             return None
+        spread = float(expected.nan_to_num().std())
+        tolerance = 1e-4 if weight.dtype == torch.float32 else 3e-2
         for cap, scale in itertools.product(caps, scales):
             projection = Projection(weight, bias, scale, cap)
-            if agree(projection(hidden).float(), expected, weight.dtype):
+            logits = projection(hidden).float()
+            if torch.allclose(logits, expected, rtol=tolerance, atol=tolerance * spread, equal_nan=True):
                 return projection
     return None
-
-
-def agree(logits: torch.Tensor, expected: torch.Tensor, dtype: torch.dtype) -> bool:
-    """Whether two ways of computing the same logits in that dtype gave the same."""
-    import torch
-
-    tolerance = 1e-4 if dtype == torch.float32 else 3e-2
-    spread = float(expected.nan_to_num().std())
-    return torch.allclose(logits, expected, rtol=tolerance, atol=tolerance * spread, equal_nan=True)
