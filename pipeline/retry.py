@@ -12,7 +12,8 @@ from collections.abc import Collection, Container, Iterator, Mapping
 from contextlib import closing
 from dataclasses import replace
 
-from pipeline.label import NOTHING, Due, Labeller
+from pipeline.label import Due, Labeller
+from pipeline.rendering import NOTHING, records_of
 from pipeline.statistics import Means
 from pipeline.targets.commit import Commit
 from pipeline.targets.rows import Rows, in_order
@@ -91,10 +92,10 @@ def relabel(
     due_rows = {row for row, _ in due}
     # Views that are mixed with earlier records need those too.
     whole = labeller.reach > 0
-    records = (r for r in labeller.records(unit, skip) if whole or r.row in due_rows)
+    records = (r for r in records_of(labeller.job.corpus, unit, skip) if whole or r.row in due_rows)
     rows, means, seconds, device = list[Rows](), Means(), before.forward_seconds, before.device
     left = [item for item in present if (item.row, item.view) not in due]
-    with closing(labeller.windows(records, due)) as results:
+    with closing(labeller.windows(labeller.render(records), due=due)) as results:
         for window, parts, unlabelled in results:
             for part in parts:
                 rows.append(part.rows)
