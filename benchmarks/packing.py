@@ -22,6 +22,7 @@ import torch
 from benchmarks.material import VOCABULARY, language_model
 from benchmarks.record import record
 from pipeline.batching import Item, Part, Window, batches
+from pipeline.inference import keep_freed_memory
 from pipeline.targets.spec import Input
 from pipeline.teachers.base import Packs, Teacher
 from pipeline.teachers.logits import as_logits
@@ -76,6 +77,7 @@ def main() -> None:
     parser.add_argument("--views", type=int, default=300)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
+    keep_freed_memory()
     window = views(arguments.views)
     with tempfile.TemporaryDirectory() as folder:
         config = language_model(Path(folder), 0.05).teacher
