@@ -76,7 +76,9 @@ def test_a_loss_that_does_not_fit_is_refused_with_what_would() -> None:
         topk_kl(z, topk(TEACHER), 3.0)
     with pytest.raises(ConfigError, match=r"not stored at temperature 5 \(stored: 4, 2, 1, and between\)"):
         distillation_loss(LossConfig(temperature=5), z, topk(TEACHER, slopes=True), None)
-    with pytest.raises(ConfigError, match="cannot learn from embedding targets; use cosine_distance or"):
+    with pytest.raises(
+        ConfigError, match="cannot learn from embedding targets; use cosine_distance, feature_mse,"
+    ):
         distillation_loss(LossConfig(kind="logit_l2"), z, TorchEmbedding(TEACHER), None)
     with pytest.raises(ConfigError, match="temperature must be 1 for cosine_distance"):
         distillation_loss(LossConfig(temperature=2), z, TorchEmbedding(TEACHER), None)
