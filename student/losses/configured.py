@@ -87,17 +87,24 @@ def loss_kind(config: LossConfig, targets: TorchTargets | None) -> str:
             head = targets.head() if isinstance(targets, TorchSparse) else targets
         except ValueError as error:
             raise ConfigError(f"loss.kind {kind}: {error}") from None
-        try:
-            head.require(1 / config.temperature)
-        except ValueError as error:
-            raise ConfigError(f"loss.temperature: {error}") from None
+        last = config.final_temperature or config.temperature
+        for name, temperature in (
+            ("temperature", config.temperature),
+            ("final_temperature", last),
+            ("final_temperature", (config.temperature + last) / 2),
+        ):
+            try:
+                head.require(1 / temperature)
+            except ValueError as error:
+                raise ConfigError(f"loss.{name}: {error}") from None
     return kind
 
 
 def _mixed(config: LossConfig, kind: str, targets: Any, labels: Tensor | None) -> Formula:
     """Soft and hard."""
     hard_weight = 1.0 if kind == "hard" else config.hard_weight
-    if labels is None and (hard_weight > 0 or kind == "decoupled_kd"):
+    later = kind == "annealed_logit_l2" and config.annealing_share < 1
+    if labels is None and (hard_weight > 0 or later or kind == "decoupled_kd"):
         raise ConfigError(
             "a loss with hard labels needs them in the store: token ids, or an input named label, and a "
             "head of logits"

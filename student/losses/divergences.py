@@ -272,7 +272,7 @@ class _OfBuckets(Formula):
         rows, ids, head_p, tail_p = self._told(start, stop, z.dtype)
         at = rows * z.shape[-1] + ids
         picked, top = z.flatten().index_select(0, at), z.amax(-1)
-        q = torch.softmax(z.div_(self._t), -1, out=z)
+        q = torch.softmax(z if self._t == 1 else z.div_(self._t), -1, out=z)
         lse = top / self._t - q.amax(-1).log()
         head_q = (picked / self._t - lse.index_select(0, rows)).clamp(min=NOTHING)
         tail = q.view(-1).index_fill_(0, at, 0).view_as(q).sum(-1).clamp(min=torch.finfo(q.dtype).tiny)

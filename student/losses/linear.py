@@ -72,10 +72,6 @@ class LinearLogits:
         bias = None if self.bias is None else self.bias[:classes]
         return replace(self, weight=self.weight[:classes], bias=bias)
 
-    def rows(self, start: int, stop: int) -> LinearLogits:
-        """Of rows start..stop."""
-        return replace(self, hidden=self.hidden[start:stop])
-
     def make(self) -> Tensor:
         """All of them, [N, V], in the dtype of hidden; differentiable as any tensor."""
         bias = None if self.bias is None else self.bias.to(self.hidden.dtype)

@@ -23,6 +23,7 @@ from student.losses import (
 )
 from student.targets import TorchEmbedding, TorchSparse, TorchTopK, TorchTopP, to_torch
 from tests.student.formulas import BETAS, TEACHER, K, N, V, dense, densified, logits, reference_bucketed, topk
+from tests.student.losses.cases import DIVERGENCES
 
 
 @settings(max_examples=50)
@@ -48,6 +49,21 @@ def test_topk_kl_bounds_the_full_kl_from_below_and_reaches_it_with_all_classes(
     bucketed = topk_kl(student, topk(teacher, k), t, reduction="none")
     assert bool((bucketed <= full + 1e-9).all())
     if k == V:
+        torch.testing.assert_close(bucketed, full)
+
+
+@pytest.mark.parametrize("name", list(DIVERGENCES)[1:])
+def test_every_divergence_of_buckets_bounds_that_of_classes_from_below(name: str) -> None:
+    loss, _, _ = DIVERGENCES[name]
+    for seed in range(5):
+        teacher, student = logits(seed), logits(seed + 50)
+        full = loss(student, dense(teacher), 2.0, reduction="none")
+        for k in (1, K, V):
+            bucketed = loss(student, topk(teacher, k), 2.0, reduction="none")
+            assert bool((bucketed <= full + 1e-9).all())
+            torch.testing.assert_close(
+                loss(teacher, topk(teacher, k), 2.0), torch.zeros((), dtype=torch.float64), atol=1e-9, rtol=0
+            )
         torch.testing.assert_close(bucketed, full)
 
 
