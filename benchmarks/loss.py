@@ -168,8 +168,9 @@ def measure(
     shape: str, arms: Sequence[str], rounds: int, threads: int, distillkit: Path | None
 ) -> dict[str, Any]:
     """Figures of a shape; ratios of times are medians of those of each round."""
-    times = seconds(Material(*SHAPES[shape]), arms, rounds)
     peaks = {arm: memory(arm, shape, threads, distillkit) for arm in arms}
+    print(json.dumps(peaks), file=sys.stderr, flush=True)
+    times = seconds(Material(*SHAPES[shape]), arms, rounds)
 
     def times_over(arm: str, other: str) -> float:
         return statistics.median(a / b for a, b in zip(times[arm], times[other], strict=True))
