@@ -34,6 +34,9 @@ Divergence = Callable[[Tensor, Tensor], Tensor]
 NOTHING = -1e4
 """The logarithm of a probability that is zero in every precision, and finite."""
 
+LEAST_TAIL = 1e-30
+"""What a student's tail mass is raised to, so that float32 can divide by it."""
+
 LEAST_LOG_P = -100.0
 """What ln p is raised to where it is divided by: as torch does in its binary cross-entropy."""
 
@@ -269,13 +272,15 @@ class _OfBuckets(Formula):
         With g the gradient in ln Q it is, in z, of a stored class b g_b − Q_b Σ g, of any other
         q (g_tail / Q_tail − Σ g), both over T.
         """
+        if self._targets.size != z.shape[-1]:
+            raise ValueError(f"targets of {self._targets.size} classes, logits of {z.shape[-1]}")
         rows, ids, head_p, tail_p = self._told(start, stop, z.dtype)
         at = rows * z.shape[-1] + ids
         picked, top = z.flatten().index_select(0, at), z.amax(-1)
         q = torch.softmax(z if self._t == 1 else z.div_(self._t), -1, out=z)
         lse = top / self._t - q.amax(-1).log()
         head_q = (picked / self._t - lse.index_select(0, rows)).clamp(min=NOTHING)
-        tail = q.view(-1).index_fill_(0, at, 0).view_as(q).sum(-1).clamp(min=torch.finfo(q.dtype).tiny)
+        tail = q.view(-1).index_fill_(0, at, 0).view_as(q).sum(-1).clamp(min=LEAST_TAIL)
         tail_q = tail.log()
         with torch.set_grad_enabled(upstream is not None):
             both = [each.requires_grad_(upstream is not None) for each in (head_q, tail_q)]

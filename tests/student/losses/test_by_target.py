@@ -22,7 +22,20 @@ from student.losses import (
     topk_kl,
 )
 from student.targets import TorchEmbedding, TorchSparse, TorchTopK, TorchTopP, to_torch
-from tests.student.formulas import BETAS, TEACHER, K, N, V, dense, densified, logits, reference_bucketed, topk
+from tests.student.formulas import (
+    BETAS,
+    SPARSE,
+    TEACHER,
+    K,
+    N,
+    V,
+    dense,
+    densified,
+    logits,
+    reference_bucketed,
+    topk,
+    topp,
+)
 from tests.student.losses.cases import DIVERGENCES
 
 
@@ -113,6 +126,24 @@ def test_the_codecs_topp_gives_the_loss_of_its_classes() -> None:
     torch.testing.assert_close(topk_kl(logits(1), stored, reduction="none"), wanted, rtol=1e-4, atol=1e-5)
     topk_kl(logits(1), stored, 3.0)
     assert len(stored.slice(2, 5)) == 3
+
+
+@pytest.mark.parametrize("name", DIVERGENCES)
+def test_a_student_that_is_certain_gets_finite_gradients(name: str) -> None:
+    loss = topk_kl if name == "kl" else DIVERGENCES[name][0]
+    z = torch.zeros(N, V)
+    z[:, 3] = 300.0
+    for targets in (topk(TEACHER), topk(TEACHER, V), topp(TEACHER, [1] * N)):
+        value = loss(z.requires_grad_(), targets, 4.0, reduction="sum")
+        (gradient,) = torch.autograd.grad(value, z)
+        assert bool(value.isfinite())
+        assert bool(gradient.isfinite().all())
+
+
+def test_targets_of_other_classes_than_the_logits_are_refused() -> None:
+    for loss, targets in ((topk_kl, topk(TEACHER)), (sparse_cross_entropy, SPARSE)):
+        with pytest.raises(ValueError, match=f"targets of {V} classes, logits of {V - 1}"):
+            loss(logits(1, N, V - 1), targets)  # type: ignore[operator]
 
 
 def test_classes_that_the_teacher_excludes_cost_nothing() -> None:
