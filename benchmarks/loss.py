@@ -9,6 +9,8 @@ hard: `LinearLogits` and labels alone. sparse: threshold targets; mixed: with la
 k classes and their tail. whole: the sparse loss of logits that are made. distillkit: its own chunked sparse
 KL, of the same k classes and tail, on logits that are made, as its trainer calls it.
 
+Time is the process' CPU time, of all threads: other work on the machine disturbs it least.
+
 Memory is what a fresh process' resident set grows by at its highest during a step (Linux' VmHWM, reset just
 before), whoever allocated it, after a small step that has loaded what libraries load once. DIR holds the
 package distillkit; without it the figures against it are left out.
@@ -39,6 +41,8 @@ from student.targets import TorchSparse, TorchTargets, TorchTopK
 FUSED = ("hard", "sparse", "mixed", "topk")
 SHAPES = {"qwen": (2048, 896, 151_936), "small": (4096, 256, 32_768)}
 """Tokens, width and classes: of Qwen2.5-0.5B's head, and of a student with a small vocabulary."""
+TIMED = 8
+"""A step is timed on the tokens' eighth part: ratios are alike, and rounds short."""
 ENTRIES, K, CHUNK = 12, 64, 256
 """Entries of a threshold target on average, classes of a top-k target, and DistillKit's chunk_length."""
 
@@ -118,16 +122,16 @@ class Material:
 
 
 def seconds(material: Material, arms: Sequence[str], rounds: int) -> dict[str, list[float]]:
-    """Of a step, by arm: in each round all run, each time in another order."""
+    """CPU seconds of a step, by arm: in each round all run, each time in another order."""
     steps = {arm: material.step(arm) for arm in arms}
     found: dict[str, list[float]] = {arm: [] for arm in arms}
     orders = itertools.cycle(itertools.permutations(arms))
     for number in range(rounds + 1):
         for arm in next(itertools.islice(orders, 7, None)):
-            begun = time.perf_counter()
+            begun = time.process_time()
             steps[arm]()
             if number:  # the first touches memory and code for the first time
-                found[arm].append(time.perf_counter() - begun)
+                found[arm].append(time.process_time() - begun)
                 print(f"{arm}: {found[arm][-1]:.2f} s", file=sys.stderr, flush=True)
     return found
 
@@ -170,13 +174,15 @@ def measure(
     """Figures of a shape; ratios of times are medians of those of each round."""
     peaks = {arm: memory(arm, shape, threads, distillkit) for arm in arms}
     print(json.dumps(peaks), file=sys.stderr, flush=True)
-    times = seconds(Material(*SHAPES[shape]), arms, rounds)
+    tokens, width, classes = SHAPES[shape]
+    times = seconds(Material(tokens // TIMED, width, classes), arms, rounds)
 
     def times_over(arm: str, other: str) -> float:
         return statistics.median(a / b for a, b in zip(times[arm], times[other], strict=True))
 
     figures: dict[str, Any] = {
-        "tokens_width_classes": SHAPES[shape],
+        "tokens_width_classes": [tokens, width, classes],
+        "tokens_timed": tokens // TIMED,
         "seconds": {arm: statistics.median(found) for arm, found in times.items()},
         "peak_bytes": peaks,
         "step_time_over_hard": times_over("sparse", "hard"),
