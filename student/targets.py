@@ -24,6 +24,9 @@ from pipeline.targets.decoded import (
 )
 from pipeline.targets.tail import MeasuredTail
 
+ENOUGH = 100
+"""Targets of which at least one has a class above a threshold."""
+
 
 @dataclass(frozen=True)
 class _OnDevice:
@@ -157,9 +160,9 @@ class TorchSparse(_OnDevice):
     def head(self) -> TorchTopP:
         """What is kept with its own probability, and the mass of all else, at temperature 1: without draws.
 
-        Raises ValueError if nothing is.
+        Raises ValueError if nothing is, of so many targets that a threshold would have left something.
         """
-        if len(self) and not self.head_counts.any():
+        if len(self) >= ENOUGH and not self.head_counts.any():
             raise ValueError(
                 "targets of draws alone (sampled) say no class's own probability: only sparse_cross_entropy "
                 "learns from them"

@@ -37,12 +37,14 @@ def distillation_loss(
     Raises ConfigError when the kind does not fit the targets, or labels are needed and there are none.
     """
     kind = loss_kind(config, targets)
+    if config.weighting == "uncertainty" and isinstance(targets, TorchEmbedding):
+        raise ConfigError("loss.weighting must be uniform for embeddings: vectors have no entropy")
     if kind in _RELATIONAL and isinstance(targets, TorchEmbedding):
         if config.hard_weight:
             raise ConfigError(f"loss.hard_weight must be 0 for {kind}: it compares vectors, not classes")
         if isinstance(logits, LinearLogits):
             logits = logits.make()
-        return _RELATIONAL[kind](config)(logits, targets, weights=weights, reduction=reduction)
+        return _RELATIONAL[kind](logits, targets, weights=weights, reduction=reduction)
     formula = _mixed(config, kind, targets, labels)
     if config.weighting == "uncertainty":
         formula = Uncertain(formula)
@@ -101,7 +103,9 @@ def loss_kind(config: LossConfig, targets: TorchTargets | None) -> str:
 
 
 def _mixed(config: LossConfig, kind: str, targets: Any, labels: Tensor | None) -> Formula:
-    """Soft and hard."""
+    """Soft and hard. Raises ConfigError without the labels that are needed, or for no sum over rows."""
+    if kind in _RELATIONAL:
+        raise ConfigError(f"loss.kind {kind} compares a batch's vectors, and has one teacher")
     hard_weight = 1.0 if kind == "hard" else config.hard_weight
     later = kind == "annealed_logit_l2" and config.annealing_share < 1
     if labels is None and (hard_weight > 0 or later or kind == "decoupled_kd"):
@@ -143,11 +147,11 @@ _SOFT: dict[str, Callable[[LossConfig, Any, Any], Formula]] = {
 }
 """(configuration, targets, labels) -> formula, of what is a sum over rows."""
 
-_RELATIONAL: dict[str, Callable[[LossConfig], Callable[..., Tensor]]] = {
-    "relational_distance": lambda _: vectors.relational_distance,
-    "relational_angle": lambda _: vectors.relational_angle,
-    "similarity_preserving": lambda _: vectors.similarity_preserving,
-    "seed_affinity": lambda _: seed_affinity,
+_RELATIONAL: dict[str, Callable[..., Tensor]] = {
+    "relational_distance": vectors.relational_distance,
+    "relational_angle": vectors.relational_angle,
+    "similarity_preserving": vectors.similarity_preserving,
+    "seed_affinity": seed_affinity,
 }
 """What compares a batch's vectors with each other."""
 

@@ -16,6 +16,7 @@ from pipeline.targets.decoded import EmbeddingTargets, SparseTargets
 from student.losses import (
     cosine_distance,
     feature_mse,
+    reverse_kl,
     sparse_cross_entropy,
     tempered_cross_entropy,
     tempered_kl,
@@ -138,6 +139,19 @@ def test_a_student_that_is_certain_gets_finite_gradients(name: str) -> None:
         (gradient,) = torch.autograd.grad(value, z)
         assert bool(value.isfinite())
         assert bool(gradient.isfinite().all())
+
+
+def test_of_a_few_targets_without_any_likely_class_nothing_is_learned() -> None:
+    """Of threshold targets that is chance; their buckets are one, of which all is certain."""
+    codec = Threshold(threshold=0.3)
+    flat = np.zeros((3, V), dtype=np.float32)
+    targets = to_torch(codec.decode(codec.encode(flat, np.full((3, codec.draws), 0.5)), V))
+    z = logits(1, 3).requires_grad_()
+    value = reverse_kl(z, targets)  # type: ignore[arg-type]
+    value.backward()  # type: ignore[no-untyped-call]
+    assert z.grad is not None
+    torch.testing.assert_close(value.detach(), torch.zeros((), dtype=torch.float64), atol=1e-6, rtol=0)
+    torch.testing.assert_close(z.grad, torch.zeros_like(z), atol=1e-6, rtol=0)
 
 
 def test_targets_of_other_classes_than_the_logits_are_refused() -> None:

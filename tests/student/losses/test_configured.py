@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -22,9 +21,10 @@ from student.losses import (
     sparse_cross_entropy,
     tempered_kl,
     topk_kl,
+    two_teacher_loss,
 )
-from student.targets import TorchDense, TorchEmbedding
-from tests.student.formulas import COUNTS, LABELS, SPARSE, TEACHER, dense, logits, topk, topp
+from student.targets import TorchDense, TorchEmbedding, TorchSparse
+from tests.student.formulas import COUNTS, LABELS, SPARSE, TEACHER, V, dense, logits, topk, topp
 from tests.student.losses.cases import DIVERGENCES
 
 
@@ -111,7 +111,10 @@ def test_labels_are_smoothed_and_decoupled_parts_weighted_as_configured() -> Non
 
 def test_a_loss_that_does_not_fit_is_refused_with_what_would() -> None:
     z = logits(1)
-    draws = replace(SPARSE, head_counts=np.zeros_like(SPARSE.head_counts))
+    n = 100
+    draws = TorchSparse(
+        torch.zeros(n).long(), torch.ones(n), torch.arange(n), np.arange(n + 1), V, np.zeros(n)
+    )
     with pytest.raises(
         ConfigError, match="topk_kl cannot learn from sparse targets; use sparse_cross_entropy"
     ):
@@ -140,7 +143,12 @@ def test_a_loss_that_does_not_fit_is_refused_with_what_would() -> None:
     with pytest.raises(ConfigError, match=r"final_temperature: .* not stored at temperature 3"):
         distillation_loss(LossConfig(temperature=2, final_temperature=4), z, topk(TEACHER), None)
     with pytest.raises(ConfigError, match="reverse_kl: targets of draws alone"):
-        distillation_loss(LossConfig(kind="reverse_kl"), z, draws, None)
+        distillation_loss(LossConfig(kind="reverse_kl"), logits(1, n), draws, None)
     mixed = LossConfig(kind="seed_affinity", hard_weight=0.5)
     with pytest.raises(ConfigError, match="hard_weight must be 0 for seed_affinity"):
         distillation_loss(mixed, z, TorchEmbedding(TEACHER), LABELS)
+    told = TorchEmbedding(TEACHER)
+    with pytest.raises(ConfigError, match="weighting must be uniform for embeddings"):
+        distillation_loss(LossConfig(weighting="uncertainty"), z, told, None)
+    with pytest.raises(ConfigError, match="similarity_preserving compares a batch's vectors, and has one"):
+        two_teacher_loss(LossConfig(kind="similarity_preserving"), z, told, told, None)
