@@ -10,8 +10,8 @@ for callers that weight by themselves, and `weights` [N] multiplies each target'
 from student.losses.affinity import Queue, clip_affinity, seed_affinity
 from student.losses.configured import distillation_loss, loss_kind, two_teacher_loss
 from student.losses.cross_entropy import hard_cross_entropy, sparse_cross_entropy, tempered_cross_entropy
+from student.losses.decoupled import decoupled_kd
 from student.losses.divergences import (
-    decoupled_kd,
     jensen_shannon,
     reverse_kl,
     skew_kl,

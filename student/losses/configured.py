@@ -12,7 +12,8 @@ from student.config import LossConfig
 from student.losses import divergences, vectors
 from student.losses.affinity import seed_affinity
 from student.losses.cross_entropy import CrossEntropy
-from student.losses.divergences import Decoupled, divergence
+from student.losses.decoupled import Decoupled
+from student.losses.divergences import divergence
 from student.losses.formula import Formula, Mixture
 from student.losses.linear import LinearLogits
 from student.losses.regression import LogitL2
