@@ -12,7 +12,7 @@ WORKERS ?= 4
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-BENCHMARKS := bench-label bench-read bench-scale bench-targets
+BENCHMARKS := bench-label bench-loss bench-read bench-scale bench-targets
 .PHONY: help install chromium demo test test-fast test-nodes test-s3 lint format bench $(BENCHMARKS) clean
 
 help:  ## this list
@@ -69,7 +69,7 @@ format: install  ## put the sources into the house's form
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(BENCHMARKS)  ## bench-label, bench-read, bench-scale, bench-targets; their figures into benchmarks/results
+bench: $(BENCHMARKS)  ## bench-label, bench-loss, bench-read, bench-scale, bench-targets; their figures into benchmarks/results
 
 $(BENCHMARKS): bench-%: install
 	$(BIN)/python -m benchmarks.$* --threads $(THREADS)

@@ -15,6 +15,8 @@ from student import models
 from student.checkpoint import read
 from student.config import TrainConfig
 from student.data import LABEL, Batch, has_labels, id_map
+from student.losses.linear import LinearLogits
+from student.losses.rows import Logits
 
 
 class Student(nn.Module):
@@ -22,7 +24,9 @@ class Student(nn.Module):
     positions that have targets.
 
     All goes through `forward`, so DDP can wrap it whole. A model with `features` and `head` (see
-    `student.models.SmallLM`) never makes the logits of other positions.
+    `student.models.SmallLM`) never makes the logits of other positions; and where the head is a plain
+    nn.Linear, in training none at all: forward gives `LinearLogits`. Such a model may say `logit_scale` and
+    `logit_softcap`, as in `LinearLogits`.
     Raises ConfigError or SpecMismatch for a configuration that does not fit the store.
     """
 
@@ -43,18 +47,15 @@ class Student(nn.Module):
             and hasattr(self.model, "head")
         )
 
-    def forward(self, batch: Batch) -> torch.Tensor:
+    def forward(self, batch: Batch) -> Logits:
         """Logits [N, V], in the order of the batch's targets, without those that pad a model's vocabulary.
         Raises SpecMismatch if V is not the head's.
         """
-        inputs, name = batch.inputs[self.inputs], self.head.name
-        logits: torch.Tensor
-        if self._halves:
-            logits = self.model.head(batch.pick(self.model.features(inputs), name))  # type: ignore[operator]
-        else:
-            logits = batch.pick(self.model(inputs), name)
+        name = self.head.name
+        logits = self._logits(batch)
         if self.may_pad and logits.ndim == 2:
-            logits = logits[:, : self.head.size]
+            size = self.head.size
+            logits = logits.first(size) if isinstance(logits, LinearLogits) else logits[:, :size]
         if logits.ndim != 2 or logits.shape[1] != self.head.size:
             raise SpecMismatch(
                 f"the student gives logits of shape {list(logits.shape)}, the teacher's head {name} has "
@@ -62,6 +63,17 @@ class Student(nn.Module):
                 "give the student as many outputs, or, if it has more ids than its tokenizer, name that in "
                 "train.vocabulary"
             )
+        return logits.make() if isinstance(logits, LinearLogits) and not self.training else logits
+
+    def _logits(self, batch: Batch) -> Logits:
+        inputs, name = batch.inputs[self.inputs], self.head.name
+        if not self._halves:
+            return batch.pick(self.model(inputs), name)
+        hidden = batch.pick(self.model.features(inputs), name)  # type: ignore[operator]
+        if type(self.model.head) is nn.Linear:
+            scale = getattr(self.model, "logit_scale", 1.0)
+            return LinearLogits.of(hidden, self.model.head, scale, getattr(self.model, "logit_softcap", None))
+        logits: torch.Tensor = self.model.head(hidden)  # type: ignore[operator]
         return logits
 
     def count(self, batch: Batch) -> int:

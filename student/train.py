@@ -180,7 +180,7 @@ class _Run:
                 ):
                     logits = model(batch)
                 loss = distillation_loss(
-                    config.loss,
+                    config.loss.at(self.step / config.steps),
                     logits,
                     batch.targets.get(config.head),
                     batch.labels(config.head),
