@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from pipeline.targets.codecs import Sampled
 from pipeline.targets.errors import ConfigError, SpecMismatch
 from pipeline.targets.replay import RECORDED, replayed
 from pipeline.targets.spec import Spec
@@ -39,6 +40,7 @@ class Student(nn.Module):
         known = config.vocabulary is not None or config.tokenizer_fingerprint is not None
         self.may_pad = known and self.head.positions == "next_token" and self.head.codec.of == "logits"
         _check_vocabulary(config, spec)
+        _check_loss(config, spec)
         shape = next(item.shape for item in spec.inputs if item.name == self.inputs)
         self.model = models.build(config.model, shape, self.head.size)
         self._halves = (
@@ -110,6 +112,16 @@ def _input_name(config: TrainConfig, spec: Spec) -> str:
     if len(candidates) != 1:
         raise ConfigError(f"input: name the one that the student sees, the store has {names}")
     return candidates[0]
+
+
+def _check_loss(config: TrainConfig, spec: Spec) -> None:
+    """What targets alone do not show: those of draws alone are of a threshold's class, without likely ones."""
+    kind, codec = config.loss.kind, spec.head(config.head).codec
+    if isinstance(codec, Sampled) and kind not in ("auto", "hard", "sparse_cross_entropy"):
+        raise ConfigError(
+            f"loss.kind {kind} compares each class's own probability, which sampled targets do not say: use "
+            "sparse_cross_entropy"
+        )
 
 
 def _check_vocabulary(config: TrainConfig, spec: Spec) -> None:

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from pipeline.targets.errors import ConfigError
 from student.config import LossConfig
 from student.data import TargetReader
 from student.events import Step
@@ -93,3 +94,13 @@ def test_a_run_goes_through_its_schedule_of_temperatures(image_store: Any, tmp_p
         for t in (3.5, 3.0, 2.5, 2.0)
     ]
     assert found == pytest.approx(wanted, rel=1e-5)
+
+
+def test_a_loss_of_each_class_probability_is_refused_for_targets_of_draws_alone(
+    token_store: Any, tmp_path: Path
+) -> None:
+    url = token_store(codec="sampled")
+    spec = TargetReader(url, split="all").spec
+    with pytest.raises(ConfigError, match="reverse_kl compares each class's own probability"):
+        Student(configured(url, tmp_path, model=LM, loss={"kind": "reverse_kl"}), spec)
+    Student(configured(url, tmp_path, model=LM, loss={"kind": "sparse_cross_entropy"}), spec)
