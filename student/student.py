@@ -115,7 +115,7 @@ def _input_name(config: TrainConfig, spec: Spec) -> str:
 
 
 def _check_loss(config: TrainConfig, spec: Spec) -> None:
-    """What targets alone do not show: those of draws alone are of a threshold's class, without likely ones."""
+    """What targets alone do not show: those of draws are a threshold codec's without likely classes."""
     kind, codec = config.loss.kind, spec.head(config.head).codec
     if isinstance(codec, Sampled) and kind not in ("auto", "hard", "sparse_cross_entropy"):
         raise ConfigError(
