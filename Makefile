@@ -6,11 +6,13 @@ EXTRAS ?= dev
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed-$(EXTRAS)
 THREADS ?= 2
-WORKERS ?= 2
-PYTEST := $(BIN)/python -m pytest -q --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder
+# Processes that the tests share. Those of Ray, S3 and kills wait more than they work: two a core are not too many.
+WORKERS ?= 4
+# One thread each: what is computed is small, and more threads than cores wait for each other.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-BENCHMARKS := bench-label bench-read bench-scale bench-sweep bench-targets
+BENCHMARKS := bench-label bench-loss bench-read bench-scale bench-sweep bench-targets
 .PHONY: help install chromium demo test test-fast test-nodes test-s3 lint format bench $(BENCHMARKS) clean
 
 help:  ## this list
@@ -22,7 +24,9 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "Decant needs Python 3.11 or newer, $(PYTHON) is $$($(PYTHON) -V): make $(MAKECMDGOALS) PYTHON=python3.12" >&2; exit 2; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[$(EXTRAS)]'
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-compile --constraint constraints.txt --editable '.[$(EXTRAS)]'
+	@# On all cores; pip compiles on one. Some packages carry files of other Pythons, which do not compile.
+	@$(BIN)/python -m compileall -q -j 0 $(VENV)/lib >/dev/null || true
 	@touch $@
 
 demo:  ## the main job on the Python sources of this machine, with a report (6 minutes)
@@ -35,8 +39,14 @@ chromium:  ## the browser that some tests open pages in, where apt-get can insta
 		apt-get install -y -qq --no-install-recommends chromium >/dev/null || \
 		echo "no Chromium, and apt-get cannot install it here: tests that open pages are skipped" >&2
 
-test: install lint chromium  ## linters, type checks and tests, but for those of test-s3 and test-nodes
-	$(PYTEST) --durations=10
+# The linters run beside the tests, and their output comes after. (A line that has $(MAKE) itself runs in spite of -n.)
+LINT := $(MAKE) --no-print-directory lint
+
+test:  ## linters, type checks and tests, but for those of test-s3 and test-nodes
+	@$(MAKE) --no-print-directory --jobs 2 install chromium
+	@$(LINT) >$(VENV)/lint.log 2>&1 & linting=$$!; \
+	$(PYTEST) --durations=10; tested=$$?; \
+	wait $$linting; linted=$$?; cat $(VENV)/lint.log; exit $$((tested + linted))
 
 test-fast: install  ## the default tier only
 	$(PYTEST) -m "not slow"
@@ -59,7 +69,7 @@ format: install  ## put the sources into the house's form
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(BENCHMARKS)  ## bench-label, bench-read, bench-scale, bench-sweep, bench-targets; their figures into benchmarks/results
+bench: $(BENCHMARKS)  ## bench-label, bench-loss, bench-read, bench-scale, bench-sweep, bench-targets; their figures into benchmarks/results
 
 $(BENCHMARKS): bench-%: install
 	$(BIN)/python -m benchmarks.$* --threads $(THREADS)

@@ -6,7 +6,10 @@ Three teachers of random weights: a small language model on sources, ResNet-50 o
 texts. Each round runs, one after the other: the bare loop, the local engine and one Ray replica with all
 threads; two bare loops side by side and two Ray replicas with one thread each. The figures are the medians of
 the rounds' ratios, because the machine's speed may change between rounds. Start-up (Ray, loading the model)
-is apart: an engine's clock runs from the first replica's Started to the last Committed.
+is apart: an engine's clock runs from the last replica's Started to the last Committed.
+
+Every run has processes of its own, as a Ray replica has: oneDNN compiles its kernels once a process for each
+shape of a batch, which doubles the time of ResNet-50's first batch of that shape.
 """
 
 from __future__ import annotations
@@ -19,7 +22,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -31,6 +34,7 @@ from pipeline.batching import Part, batches, render, windows
 from pipeline.engine.base import Committed, Engine, Started
 from pipeline.engine.local import Local
 from pipeline.engine.ray import RayEngine
+from pipeline.inference import keep_freed_memory
 from pipeline.job import LabelJob
 from pipeline.prepare import prepare
 from pipeline.stream import chunks
@@ -50,18 +54,20 @@ def parts_of(job: LabelJob) -> list[Part]:
     """The batches that labelling would make, in memory."""
     store, renderer = prepare(job), job.views.load()
     budget, content = job.label.batching.largest(renderer.inputs), job.label.batching.content(renderer.inputs)
-    found = []
+    found: list[Part] = []
     for unit in store.planned():
         for window in windows(render(chunks(job.corpus.read(unit), 16), renderer), content):
             found += batches(window, renderer.inputs, budget)
     return found
 
 
-def bare(job: LabelJob, parts: Sequence[Part], meet: Callable[[], object] = lambda: None) -> float:
+def bare(job: LabelJob, parts: Sequence[Part], meet: Callable[[], object]) -> float:
     """Seconds of the teacher's forward pass, all logits included, on batches one after the other.
 
-    meet: called when the model is warm.
+    With the C library set as for labelling, which alone makes small models up to twice as fast: the ratio is
+    then what all else costs. meet: called when the model is warm.
     """
+    keep_freed_memory()
     teacher = job.teacher.load()
     with torch.inference_mode():
         teacher(parts[0].batch)
@@ -73,45 +79,49 @@ def bare(job: LabelJob, parts: Sequence[Part], meet: Callable[[], object] = lamb
         return time.perf_counter() - begun
 
 
-def apart(function: Callable[..., T], *arguments: Any) -> T:
-    """The function in a thread that ends with it, and torch's helper threads with that."""
-    with ThreadPoolExecutor(1) as pool:
-        return pool.submit(function, *arguments).result()
-
-
-def side_by_side(job: LabelJob, parts: Sequence[Part], processes: int) -> float:
-    """Seconds of so many bare loops of one thread each, which share the batches, until the last one ends."""
+def processes(function: Callable[..., T], arguments: Sequence[tuple[Any, ...]]) -> list[T]:
+    """What the function returns in a new process for each of the arguments, all of them side by side."""
     context = multiprocessing.get_context("spawn")
-    barrier, seconds = context.Barrier(processes), context.Queue()
-    loops = [
-        context.Process(
-            target=_loop, args=(job.model_dump_json(), parts[number::processes], barrier, seconds)
-        )
-        for number in range(processes)
-    ]
-    for loop in loops:
-        loop.start()
-    found = max(seconds.get() for _ in loops)
-    for loop in loops:
-        loop.join()
-    return float(found)
+    with context.Manager() as manager, ProcessPoolExecutor(len(arguments), context) as pool:
+        meet = manager.Barrier(len(arguments)).wait
+        return [f.result() for f in [pool.submit(function, *each, meet) for each in arguments]]
 
 
-def _loop(job: str, parts: Sequence[Part], barrier: Any, seconds: Any) -> None:
-    torch.set_num_threads(1)
-    seconds.put(bare(LabelJob.model_validate_json(job), parts, barrier.wait))
+def loops(job: LabelJob, parts: Sequence[Part], number: int, threads: int) -> float:
+    """Seconds of so many bare loops of so many threads, which share the batches, until the last one ends."""
+    return max(processes(_loop, [(job, parts[each::number], threads) for each in range(number)]))
+
+
+def _loop(job: LabelJob, parts: Sequence[Part], threads: int, meet: Callable[[], object]) -> float:
+    torch.set_num_threads(threads)
+    return bare(job, parts, meet)
+
+
+def _local(job: LabelJob, threads: int, meet: Callable[[], object]) -> float:
+    torch.set_num_threads(threads)
+    return labelled(Local(), job)
+
+
+def _material(name: str, folder: str, scale: float, meet: Callable[[], object]) -> LabelJob:
+    return material.JOBS[name](Path(folder), scale)
 
 
 def labelled(engine: Engine, job: LabelJob) -> float:
-    """Seconds of an engine, from its last replica's start to the last commit."""
+    """Seconds that an engine needs for the job once all its replicas have started.
+
+    They start one after the other; what the first ones label before the last one is there does not count, of
+    units in flight by then as much as of their time has passed.
+    """
     shutil.rmtree(job.store.url, ignore_errors=True)
-    begun = finished = 0.0
+    begun, commits = 0.0, list[tuple[float, Committed]]()
     for event in engine.run(job, prepare(job).pending(), threading.Event()):
         if isinstance(event, Started):
-            begun = begun or time.perf_counter()
+            begun = time.perf_counter()
         elif isinstance(event, Committed):
-            finished = time.perf_counter()
-    return finished - begun
+            commits.append((time.perf_counter(), event))
+    done = sum(event.commit.rows * min(1.0, max(0.0, at - begun) / event.seconds) for at, event in commits)
+    rows = sum(event.commit.rows for _, event in commits)
+    return (max(at for at, _ in commits) - begun) * rows / done
 
 
 def with_replicas(job: LabelJob, number: int, threads: int) -> LabelJob:
@@ -124,10 +134,10 @@ def measure(job: LabelJob, threads: int, rounds: int) -> dict[str, list[float]]:
     """Seconds of every run, by its kind."""
     parts = parts_of(job)
     runs: Mapping[str, Callable[[], float]] = {
-        "bare": lambda: apart(bare, job, parts),
-        "local": lambda: labelled(Local(), with_replicas(job, 1, threads)),
+        "bare": lambda: loops(job, parts, 1, threads),
+        "local": lambda: processes(_local, [(with_replicas(job, 1, threads), threads)])[0],
         "ray1": lambda: labelled(RayEngine(), with_replicas(job, 1, threads)),
-        "bare2": lambda: side_by_side(job, parts, 2),
+        "bare2": lambda: loops(job, parts, 2, max(1, threads // 2)),
         "ray2": lambda: labelled(RayEngine(), with_replicas(job, 2, max(1, threads // 2))),
     }
     seconds: dict[str, list[float]] = {name: [] for name in runs}
@@ -155,7 +165,7 @@ def main() -> None:
     figures: dict[str, Any] = {}
     for name in arguments.models:
         with tempfile.TemporaryDirectory() as temporary:
-            job = apart(material.JOBS[name], Path(temporary), arguments.scale)
+            job = processes(_material, [(name, temporary, arguments.scale)])[0]
             print(name, flush=True)
             seconds = measure(job, arguments.threads, arguments.rounds)
             commits = list(Store.open(job.store.url).commits())

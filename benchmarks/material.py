@@ -19,6 +19,9 @@ VOCABULARY = 4096
 SIDE = 256
 """Pixels of a photograph's side."""
 
+LONGEST = 30_000
+"""Bytes of a text."""
+
 
 def language_model(folder: Path, scale: float) -> LabelJob:
     """A Llama of 4 layers and width 192 on Python sources; threshold."""
@@ -63,7 +66,7 @@ def image_classifier(folder: Path, scale: float) -> LabelJob:
     return job(
         folder,
         corpus={"kind": "images", "urls": [str(folder / "corpus")], "unit_bytes": 300_000},
-        views={"kind": "images", "size": 224, "crop": {"kind": "random"}, "flip": 0.5},
+        views={"kind": "images", "size": 224, "crop": {"kind": "random"}, "flip": 0.5, "dtype": "uint8"},
         teacher={"kind": "image_classifier", "path": str(folder / "model"), "device": "cpu"},
         heads={"logits": {"kind": "dense", "dtype": "float16"}},
         batching={"budget": 16},
@@ -126,13 +129,17 @@ def job(
 
 
 def sources(folder: Path, megabytes: float) -> Path:
-    """A folder with copies of standard library sources, up to that size, in the order of their names."""
+    """A folder with copies of standard library sources, up to that size, in the order of their names. None is
+    so long that the unit with it would be the last one to end.
+    """
     folder.mkdir(parents=True)
     left = int(megabytes * 1e6)
     for number, source in enumerate(sorted(Path(sysconfig.get_paths()["stdlib"]).rglob("*.py"))):
         if "site-packages" in source.parts:
             continue
         data = source.read_bytes()
+        if len(data) > LONGEST:
+            continue
         if len(data) > left:
             break
         (folder / f"{number:05d}-{source.name}").write_bytes(data)

@@ -96,6 +96,10 @@ class EventLog:
                 self.say("replica_started", replica=replica, pid=pid, node=node)
             case base.ReplicaLost(replica=replica, pid=pid, reason=reason):
                 self.say("replica_lost", logging.WARNING, replica=replica, pid=pid, error=reason)
+            case base.PreprocessorStarted(preprocessor=number, pid=pid, node=node):
+                self.say("preprocessor_started", preprocessor=number, pid=pid, node=node)
+            case base.PreprocessorLost(preprocessor=number, pid=pid, reason=reason):
+                self.say("preprocessor_lost", logging.WARNING, preprocessor=number, pid=pid, error=reason)
             case base.Committed(commit=commit, replica=replica, seconds=seconds):
                 self.say(
                     "unit_committed",

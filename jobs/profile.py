@@ -28,6 +28,7 @@ SLACK = 0.3
 NAMES = {
     "read": "read corpus",
     "views": "render views",
+    "receive": "receive views",
     "batch": "form batches",
     "teacher": "teacher's forward",
     "encode": "encode targets",
@@ -36,18 +37,28 @@ NAMES = {
 
 CURES = {
     "read": "read from storage that is faster or closer, or set label.replicas.units_in_flight higher",
-    "views": "set label.batching.threads higher, or take more replicas",
+    "views": "set label.batching.threads higher, or have other nodes do it (label.preprocess.actors)",
+    "receive": "set label.replicas.units_in_flight higher, or bring the preprocessing actors closer",
     "batch": "set label.batching.budget higher",
     "write": "write to storage that is faster or closer, or set label.replicas.units_in_flight higher",
 }
 
+ELSEWHERE = {
+    "read": "read from storage that is faster or closer, or set label.preprocess.actors higher",
+    "views": "set label.preprocess.actors higher, or cpus",
+}
+"""The cures where preprocessing actors do it."""
+
 
 @dataclass(frozen=True)
 class Reading:
-    """What a profile says. replicas: how many the time was shared by."""
+    """What a profile says. replicas: how many the time was shared by; preprocessing_cpus: of the actors that
+    read and rendered for them, if there were any.
+    """
 
     profile: Profile
     replicas: int
+    preprocessing_cpus: float = 0.0
 
     @property
     def first(self) -> int:
@@ -61,8 +72,17 @@ class Reading:
         return float(last + 1 - self.first)
 
     def share(self, stage: str) -> float:
-        """Of the replicas' time in which the stage worked; above 1 where several of a replica's units did."""
-        return self.profile.total(stage) / (self.seconds * self.replicas)
+        """Of the time of those who do it, in which the stage worked; above 1 where several of a replica's
+        units did.
+        """
+        return self.profile.total(stage) / (self.seconds * self.doing(stage))
+
+    def doing(self, stage: str) -> float:
+        """How many replicas the stage is the work of, or how many CPUs of preprocessing actors."""
+        return self.preprocessing_cpus if self._elsewhere(stage) else self.replicas
+
+    def _elsewhere(self, stage: str) -> bool:
+        return bool(self.preprocessing_cpus) and "receive" in self.profile.working and stage in ELSEWHERE
 
     @property
     def idle(self) -> float:
@@ -82,7 +102,8 @@ class Reading:
                 "other programs took the cores."
             )
         return (
-            f'"{NAMES[stage]}" keeps it waiting, at work {self.share(stage):.0%} of the time: {CURES[stage]}.'
+            f'"{NAMES[stage]}" keeps it waiting, at work {self.share(stage):.0%} of the time: '
+            f"{(ELSEWHERE if self._elsewhere(stage) else CURES)[stage]}."
         )
 
     def timeline(self, stage: str) -> str:
@@ -92,7 +113,7 @@ class Reading:
         bins = [0.0] * columns
         for second, worked in self.profile.working.get(stage, {}).items():
             bins[min(columns - 1, int((second - self.first) / stretch))] += worked
-        most = stretch * self.replicas
+        most = stretch * self.doing(stage)
         return "".join(SHADES[min(len(SHADES) - 1, round(8 * worked / most))] for worked in bins)
 
     def render(self) -> Iterator[RenderableType]:
@@ -110,8 +131,10 @@ class Reading:
             table.add_column(heading, justify="right")
         table.add_column("over time", no_wrap=True)
         for stage in STAGES:
+            if stage == "receive" and stage not in self.profile.working:
+                continue  # the replicas render by themselves
             table.add_row(
-                NAMES[stage],
+                NAMES[stage] + (" (elsewhere)" if self._elsewhere(stage) else ""),
                 f"{self.profile.total(stage):.1f} s",
                 f"{self.share(stage):.0%}",
                 _seconds(self.profile.starved.get(stage)),

@@ -45,7 +45,7 @@ class LabelView:
         self.totals = Totals()
         self.replicas: set[int] = set()
         self.pending: set[int] = set()
-        self.profile, self.profiled = Profile(), set[int]()
+        self.profile, self.profiled, self.preprocessors = Profile(), set[int](), set[int]()
         self.note = ""
         self.asked = self.began = time.monotonic()
         self._recent: deque[tuple[float, int, int]] = deque()
@@ -80,6 +80,10 @@ class LabelView:
                 self.pending.discard(replica)
                 self.replicas.discard(replica)
                 self.say(f"replica {replica} lost: {reason}")
+            case base.PreprocessorStarted(preprocessor=number):
+                self.preprocessors.add(number)
+            case base.PreprocessorLost(preprocessor=number, reason=reason):
+                self.say(f"preprocessing actor {number} lost: {reason}")
 
     def say(self, message: str) -> None:
         """A message worth keeping on the screen."""

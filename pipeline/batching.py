@@ -6,6 +6,7 @@ that a unit that is labelled again meets the teacher in the same batches.
 
 from __future__ import annotations
 
+from bisect import bisect_left, insort
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -51,11 +52,16 @@ class Window:
 
 @dataclass(frozen=True)
 class Part:
-    """Some views of a window as a batch. positions: their places in the window, int64 [views]."""
+    """Some views of a window as a batch.
+
+    positions: their places in the window, int64 [views]. packed: whether the teacher computes several in a
+    row, so that they need no padding.
+    """
 
     items: Sequence[Item]
     positions: npt.NDArray[np.int64]
     batch: Batch
+    packed: bool = False
 
     def __len__(self) -> int:
         return len(self.items)
@@ -63,7 +69,8 @@ class Part:
     @property
     def size(self) -> int:
         """What it takes of a batch's budget, padding included: tokens, or views of a fixed size."""
-        return len(self) * max(item.content.size for item in self.items)
+        sizes = [item.content.size for item in self.items]
+        return sum(sizes) if self.packed else len(sizes) * max(sizes)
 
     def take(self, chosen: slice) -> Part:
         """Some of its views, without padding that none of them needs."""
@@ -73,7 +80,7 @@ class Part:
             name: array[chosen, :extent] if extent < longest else array[chosen]
             for name, array in self.batch.inputs.items()
         }
-        return Part(self.items[chosen], self.positions[chosen], Batch(inputs, lengths))
+        return Part(self.items[chosen], self.positions[chosen], Batch(inputs, lengths), self.packed)
 
 
 Rendered = Sequence[Item] | Quarantined | Filtered
@@ -140,12 +147,23 @@ def windows(rendered: Iterable[Sequence[Rendered]], content: int) -> Iterator[Wi
         yield window
 
 
-def batches(window: Window, inputs: Sequence[Input], budget: int) -> Iterator[Part]:
+def batches(
+    window: Window, inputs: Sequence[Input], budget: int, packing: int | None = None
+) -> Iterator[Part]:
     """The window's views, longest first, as batches of at most `budget` after padding.
 
-    A view that alone is larger is a batch by itself.
+    packing: tokens of a row, of which a batch then has as many as the budget allows, views of all lengths in
+    it. A view that alone is larger is a batch, or a row, by itself.
     """
     sizes = np.array([item.content.size for item in window.items], dtype=np.int64)
+    if packing is not None:
+        rows, start = filled(sizes, packing), 0
+        while start < len(rows):
+            count = max(1, budget // max(packing, int(sizes[rows[start][0]])))
+            chosen = np.array([i for row in rows[start : start + count] for i in row], dtype=np.int64)
+            yield collate([window.items[i] for i in chosen], chosen, inputs, packed=True)
+            start += count
+        return
     order = np.argsort(-sizes, kind="stable")
     start = 0
     while start < len(order):
@@ -156,7 +174,27 @@ def batches(window: Window, inputs: Sequence[Input], budget: int) -> Iterator[Pa
         start += count
 
 
-def collate(items: Sequence[Item], positions: npt.NDArray[np.int64], inputs: Sequence[Input]) -> Part:
+def filled(sizes: npt.NDArray[np.int64], capacity: int) -> list[list[int]]:
+    """Rows of views of at most `capacity` together, by their places: best fit decreasing, wasting little.
+
+    No row's first view fits into the row before it, so whoever fills rows in this order has the same ones.
+    """
+    rows: list[list[int]] = []
+    room: list[tuple[int, int]] = []  # what is left of each row, least first
+    for i in np.argsort(-sizes, kind="stable").tolist():
+        size = int(sizes[i])
+        at = bisect_left(room, (size, -1))
+        left, row = room.pop(at) if at < len(room) else (capacity, len(rows))
+        if row == len(rows):
+            rows.append([])
+        rows[row].append(i)
+        insort(room, (left - size, row))
+    return rows
+
+
+def collate(
+    items: Sequence[Item], positions: npt.NDArray[np.int64], inputs: Sequence[Input], packed: bool = False
+) -> Part:
     """A batch padded with zeros. Its lengths are those of the input whose extent varies, 1 if none does."""
     views = [item.content for item in items]
     lengths = np.ones(len(views), dtype=np.int64)
@@ -165,4 +203,4 @@ def collate(items: Sequence[Item], positions: npt.NDArray[np.int64], inputs: Seq
         arrays[declared.name], extents = stack(views, declared.name)
         if declared.shape and declared.shape[0] is None:
             lengths = extents
-    return Part(items, positions, Batch(arrays, lengths))
+    return Part(items, positions, Batch(arrays, lengths), packed)

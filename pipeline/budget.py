@@ -20,25 +20,29 @@ TIMES = 2
 """A batch of each size is asked so often after it is warm; the fastest counts."""
 
 
-def fastest(inference: Inference, window: Window, inputs: Sequence[Input], budget: int) -> int:
+def fastest(
+    inference: Inference, window: Window, inputs: Sequence[Input], budget: int, packing: int | None = None
+) -> int:
     """The budget to go on with: `budget`, doubled as long as that makes the teacher faster.
 
     Tried on the window's longest views, so what fits now will fit. It ends where memory runs out, where a
-    view fails, or where the window has no more views.
+    view fails, or where the window has no more views. packing: see `batches`.
     """
-    best = _speed(inference, window, inputs, budget)
+    best = _speed(inference, window, inputs, budget, packing)
     total = sum(item.content.size for item in window.items)
     while best and 2 * budget <= total:
-        speed = _speed(inference, window, inputs, 2 * budget)
+        speed = _speed(inference, window, inputs, 2 * budget, packing)
         if speed < GAIN * best:
             break
         budget, best = 2 * budget, speed
     return budget
 
 
-def _speed(inference: Inference, window: Window, inputs: Sequence[Input], budget: int) -> float:
+def _speed(
+    inference: Inference, window: Window, inputs: Sequence[Input], budget: int, packing: int | None
+) -> float:
     """Of the budget used up a second, by the window's first batch; 0 if it has to be cut or a view fails."""
-    part = next(islice(batches(window, inputs, budget), 1), None)
+    part = next(islice(batches(window, inputs, budget, packing), 1), None)
     if part is None:
         return 0.0
     seconds = []

@@ -64,7 +64,7 @@ class Inference:
 
     def __init__(self, load: Callable[[], Teacher]) -> None:
         """Raises what `load` raises."""
-        _keep_freed_memory()
+        keep_freed_memory()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="decant-teacher")
         self.teacher = self._thread.submit(load).result()
         self._lock = threading.Lock()
@@ -185,7 +185,7 @@ def free_memory() -> None:
     torch.cuda.empty_cache()  # does nothing in a process that has not used CUDA
 
 
-def _keep_freed_memory() -> None:
+def keep_freed_memory() -> None:
     """Have the C library keep what large tensors leave, instead of giving it back to the system.
 
     Each batch frees the tensors that the next one asks for again. glibc unmaps blocks of that size, and a new

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from pipeline.config import Config
 from pipeline.corpus import AnySource
@@ -88,6 +88,11 @@ class Batching(Config):
     """Batches that are made at once where lengths vary: of so many, those of like length share one. Rows keep
     the corpus order."""
 
+    packing: PositiveInt | None = None
+    """Tokens of a row that several views share, none of which sees another: for causal language models on an
+    accelerator, where it leaves no padding. By default each view has a row of its own, and those of like
+    length a batch. With flash attention a batch is one row, and this the grain that it is filled by."""
+
     threads: PositiveInt = 1
     """Threads that render the views of a unit (tokenize, decode images). More than one where a device waits
     for them, which `decant label --profile` tells."""
@@ -130,6 +135,23 @@ class Replicas(Config):
     units; what is not done by then is left to others. Shorter than the platform's (Kubernetes: 30 s)."""
 
 
+class Preprocess(Config):
+    """Actors without an accelerator that read and render units for the replicas of the ray engine, on nodes
+    without GPUs where there are such.
+    """
+
+    actors: NonNegativeInt = 0
+    """How many; 0: each replica reads and renders by itself. Those that are not placed yet stay pending, and
+    the replicas go on by themselves meanwhile."""
+
+    cpus: PositiveFloat = 1.0
+    """CPUs that Ray reserves for each. The units that it renders at a time share so many threads."""
+
+    timeout_seconds: PositiveFloat = 300.0
+    """How long a replica waits for the next records. After that the actor hangs: it is killed, another is
+    asked for, and the replicas that it fed go on by themselves with the unit."""
+
+
 class LabelConfig(Config):
     """Who labels, and what may fail."""
 
@@ -141,6 +163,9 @@ class LabelConfig(Config):
 
     replicas: Replicas = Replicas()
     """The pool of the ray engine."""
+
+    preprocess: Preprocess = Preprocess()
+    """Who else reads and renders, where that is what the replicas wait for (`decant label --profile`)."""
 
     attempts: PositiveInt = 3
     """Attempts at a unit, each on a fresh replica if the last one died. One that fails so often is given up;

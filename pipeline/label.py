@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Collection, Container, Generator, Iterable, Iterator, Mapping
+from collections.abc import Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import replace
-from types import MappingProxyType
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pipeline.batching import Part, Window, batches, render, windows
+from pipeline.batching import Part, Rendered, Window, batches, windows
 from pipeline.budget import fastest
 from pipeline.codebooks import books_of
 from pipeline.corpus.base import Read
@@ -25,32 +25,22 @@ from pipeline.encoding import Labelled, encode
 from pipeline.inference import Answer, Inference
 from pipeline.prepare import prepare
 from pipeline.profile import Recorder
+from pipeline.rendering import NOTHING, Feed, fed, records_of, rendered
 from pipeline.statistics import Means
-from pipeline.stream import chunks, prefetch
+from pipeline.stream import prefetch
 from pipeline.targets.commit import Commit
 from pipeline.targets.errors import SpecMismatch, TooManyQuarantined
-from pipeline.targets.rows import Rows, in_order
+from pipeline.targets.rows import Rows
 from pipeline.targets.spec import differences
 from pipeline.targets.store import Store
 from pipeline.targets.unit import Quarantined, Unit
+from pipeline.teachers.packing import load_packing
 
 if TYPE_CHECKING:
     from pipeline.job import LabelJob
 
-READ_CHUNK = 16
-"""Records that pass from the reader to the views at a time."""
-
-NOTHING: Mapping[int, str] = MappingProxyType({})
-
 Due = Collection[tuple[int, int | None]]
 """Views: a record's row in the unit and the view's number, None for all views of the record."""
-
-OF_ROWS = (
-    *("attempt", "shard", "shard_bytes", "shard_sha256", "rows", "targets"),
-    *("quarantine", "quarantine_sha256", "quarantined", "failures", "statistics", "histograms"),
-    *("started", "finished", "forward_seconds", "device"),
-)
-"""Of a commit record, what changes when more of its unit is labelled."""
 
 EVIDENCE = 100
 """Failures of a unit without one success that are no bad luck."""
@@ -68,7 +58,7 @@ class Labeller:
         self.job = job
         self.store = Store.open(job.store.url, job.store.options)
         self._renderer = job.views.load()
-        self._inference = Inference(job.teacher.load)
+        self._inference = Inference(partial(load_packing, job.teacher, job.label.batching.packing))
         declared = specify(job, self._renderer, self._inference.teacher, books_of(self.store.spec))
         spec = declared.as_wide_as(self.store.spec)
         if spec.fingerprint != self.store.spec.fingerprint:
@@ -89,10 +79,11 @@ class Labeller:
         self.cancel()
         self._inference.close()
 
-    def label(self, unit: Unit, skip: Mapping[int, str] = NOTHING) -> Commit:
+    def label(self, unit: Unit, skip: Mapping[int, str] = NOTHING, feed: Feed | None = None) -> Commit:
         """Label a unit and commit it: its commit record, or that of a faster attempt.
 
         skip: rows that go to quarantine as "killed" without being labelled, each with the reason.
+        feed: who reads and renders it instead; knows of nothing to skip. What it leaves undone is done here.
         Raises CorpusChanged, CorpusUnreadable, StorageError, TeacherError; and TooManyQuarantined when the
         teacher gave no target for any of EVIDENCE views or more, which is no unit's fault. Then nothing of
         the unit is committed.
@@ -103,7 +94,7 @@ class Labeller:
         failures = rows = 0
         with (
             self.store.writer(unit.id) as writer,
-            closing(self._windows(self._records(unit, skip))) as results,
+            closing(self.windows(*self._rendered(unit, skip, feed))) as results,
         ):
             for window, parts, unlabelled in results:
                 records += window.records
@@ -149,50 +140,6 @@ class Labeller:
             if self.recorder is not None:
                 self.recorder.worked(stage, begin, time.time())
 
-    def relabel(self, unit: Unit, codes: Container[str], skip: Mapping[int, str] = NOTHING) -> Commit:
-        """Label what a committed unit has in quarantine for one of these reasons; leave its rows as they are.
-
-        The record to put in the place of the present one (`Store.replace`), its files durable; the present
-        one if there is still no target for any of it. Raises as `label`.
-        """
-        before = self.store.find(unit.id)
-        if before is None:
-            raise ValueError(f"unit {unit.id} is not committed")
-        started = time.time()
-        present = list(self.store.quarantined(before))
-        due = {(item.row, item.view) for item in present if item.code in codes}
-        due_rows = {row for row, _ in due}
-        # Views that are mixed with earlier records need those too.
-        whole = self._renderer.reach > 0
-        records = (r for r in self._records(unit, skip) if whole or r.row in due_rows)
-        rows, means, seconds, device = list[Rows](), Means(), before.forward_seconds, before.device
-        left = [item for item in present if (item.row, item.view) not in due]
-        with closing(self._windows(records, due)) as results:
-            for window, parts, unlabelled in results:
-                for part in parts:
-                    rows.append(part.rows)
-                    means.merge(part.means)
-                    seconds, device = seconds + part.seconds, part.device
-                left += [again for item in (*window.quarantined, *unlabelled) for again in _of(item, due)]
-        if not rows:
-            return before
-        with self.store.writer(unit.id) as writer:
-            for merged in in_order(self.store.read(before), Rows.concatenate(rows)):
-                writer.write(merged)
-            for item in sorted(left, key=lambda q: (q.row, q.view or 0)):
-                writer.quarantine(item)
-            after = writer.commit(
-                records=before.records,
-                statistics=means.values_with(before.statistics, before.targets),
-                histograms=means.histograms_with(before.histograms),
-                started=started,
-                forward_seconds=seconds,
-                device=device,
-                publish=False,
-            )
-        # What is said of the unit's records, and not of their rows, stays.
-        return replace(before, **{name: getattr(after, name) for name in OF_ROWS})
-
     def rehearse(self, unit: Unit, rows: range, skip: Mapping[int, str] = NOTHING) -> int:
         """Label some records of a unit and keep nothing of it; how many records the unit has.
 
@@ -202,34 +149,50 @@ class Labeller:
 
         def some() -> Iterator[Read]:
             nonlocal count
-            for record in self._records(unit, skip):
+            for record in records_of(self.job.corpus, unit, skip):
                 count += 1
                 if record.row in rows:
                     yield record
 
-        with closing(self._windows(some())) as results:
+        with closing(self.windows(self.render(some()))) as results:
             for _ in results:
                 pass
         return count
 
-    def _records(self, unit: Unit, skip: Mapping[int, str]) -> Iterator[Read]:
-        for record in self.job.corpus.read(unit):
-            reason = skip.get(record.row)
-            yield record if reason is None else Quarantined(record.key, record.row, None, "killed", reason)
+    @property
+    def reach(self) -> int:
+        """How many records back a view may be mixed with another."""
+        return self._renderer.reach
 
-    def _windows(
-        self, records: Iterable[Read], due: Due | None = None
+    def _rendered(
+        self, unit: Unit, skip: Mapping[int, str], feed: Feed | None
+    ) -> tuple[Iterable[Sequence[Rendered]], str]:
+        """A unit's views, and the stage that has to do with them here."""
+
+        def alone() -> Iterable[Sequence[Rendered]]:
+            return self.render(records_of(self.job.corpus, unit, skip))
+
+        if feed is None:
+            return alone(), "views"
+        depth, watch = self.job.label.batching.prefetch, self.recorder
+        spent = None if watch is None else watch.add
+        return fed(feed(unit), lambda: prefetch(alone(), depth, "views", watch), spent), "receive"
+
+    def render(self, records: Iterable[Read]) -> Iterable[Sequence[Rendered]]:
+        """The views of records, rendered here."""
+        batching = self.job.label.batching
+        return rendered(records, self._renderer, batching.threads, batching.prefetch, self.recorder)
+
+    def windows(
+        self, groups: Iterable[Sequence[Rendered]], stage: str = "views", due: Due | None = None
     ) -> Generator[tuple[Window, list[Labelled], list[Quarantined]], None, None]:
         """Each window with its labelled rows and the views that the teacher could not label.
 
-        due: the views that are to be labelled, by default all.
+        stage: what making the groups is. due: the views that are to be labelled, by default all.
         """
         depth, watch = self.job.label.batching.prefetch, self.recorder
-        content = self.job.label.batching.content(self._renderer.inputs)
-        read = prefetch(chunks(records, READ_CHUNK), depth, "read", watch)
-        views = render(read, self._renderer, self.job.label.batching.threads, watch)
-        rendered = windows(views, content)
-        wanted = prefetch(rendered if due is None else _only(rendered, due), depth, "views", watch)
+        found = windows(groups, self.job.label.batching.content(self._renderer.inputs))
+        wanted = prefetch(found if due is None else _only(found, due), depth, stage, watch)
         collated = prefetch(self._batches(wanted), depth, "batch", watch)
         answered = prefetch(self._answers(collated), 1)
         encoded = prefetch(self._encode(answered), depth)
@@ -253,13 +216,15 @@ class Labeller:
         """Each window, and then its batches."""
         for window in rendered:
             yield window
-            yield from batches(window, self._renderer.inputs, self._budget_with(window))
+            packing = self.job.label.batching.packing
+            yield from batches(window, self._renderer.inputs, self._budget_with(window), packing)
 
     def _budget_with(self, window: Window) -> int:
         """The batches' budget, which is found on the first window if the job says so."""
         with self._finding:
             if not self._found and window.items:
-                self._budget = fastest(self._inference, window, self._renderer.inputs, self._budget)
+                packing = self.job.label.batching.packing
+                self._budget = fastest(self._inference, window, self._renderer.inputs, self._budget, packing)
                 self._found = True
             return self._budget
 
@@ -293,13 +258,6 @@ def _only(rendered: Iterable[Window], due: Due) -> Iterator[Window]:
     for window in rendered:
         items = [item for item in window.items if (item.row, item.view) in due or (item.row, None) in due]
         yield replace(window, items=items)
-
-
-def _of(item: Quarantined, due: Due) -> list[Quarantined]:
-    """What it says of what is due: a record that now fails as a whole may have other views, with targets."""
-    if (item.row, None) in due or item.view is not None:
-        return [item]
-    return [replace(item, view=view) for row, view in due if row == item.row]
 
 
 __all__ = ["Cancelled", "Labeller", "prepare"]

@@ -12,9 +12,10 @@ from typing import TypeVar
 
 K = TypeVar("K")
 
-STAGES = ("read", "views", "batch", "teacher", "encode", "write")
-"""In the order in which a record passes them. "teacher" is the forward pass on its device; "encode" makes
-targets of it, and computes the head of a language model for that."""
+STAGES = ("read", "views", "receive", "batch", "teacher", "encode", "write")
+"""In the order in which a record passes them. "receive" is there where other processes read and render, which
+are then what "read" and "views" tell of; "teacher" is the forward pass on its device; "encode" makes targets
+of it, and computes the head of a language model for that."""
 
 
 @dataclass
@@ -59,13 +60,16 @@ class Recorder:
             until = min(end, int(begin) + 1.0)
             seconds[int(begin)] = share * (until - begin)
             begin = until
-        with self._lock:
-            self._profile.add(Profile({stage: seconds}, {stage: starved}))
+        self.add(Profile({stage: seconds}, {stage: starved}))
 
     def blocked(self, stage: str, seconds: float) -> None:
         """The stage waited for room behind it."""
+        self.add(Profile(blocked={stage: seconds}))
+
+    def add(self, other: Profile) -> None:
+        """Puts in what another process wrote."""
         with self._lock:
-            self._profile.add(Profile(blocked={stage: seconds}))
+            self._profile.add(other)
 
     def take(self) -> Profile:
         """What was written since the last call."""

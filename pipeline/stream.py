@@ -9,8 +9,9 @@ import functools
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Any, Generic, Protocol, TypeVar
 
 T = TypeVar("T")
@@ -97,11 +98,8 @@ def ordered(
                 watch.worked(stage, begin, time.time(), 0.0)
 
     def finished(future: Future[U]) -> U:
-        began = time.time()
-        try:
+        with waiting():
             return future.result()
-        finally:
-            _wait(began)
 
     iterator, error = iter(items), None
     pool = ThreadPoolExecutor(threads, thread_name_prefix="decant-ordered")
@@ -149,9 +147,14 @@ def _waited() -> float:
     return getattr(_waits, "seconds", 0.0)
 
 
-def _wait(began: float) -> None:
-    """This thread has waited since that moment."""
-    _waits.seconds = _waited() + time.time() - began
+@contextmanager
+def waiting() -> Iterator[None]:
+    """While entered, this thread waits for items, and does not work."""
+    began = time.time()
+    try:
+        yield
+    finally:
+        _waits.seconds = _waited() + time.time() - began
 
 
 def _consume(items: Iterable[T], depth: int, stage: str, watch: Watch | None) -> Generator[T, None, None]:
@@ -251,10 +254,9 @@ class _Channel(Generic[T]):
     def get(self) -> T:
         """Waits for an item. Raises _Ended after the last one."""
         with self._news:
-            began = time.time()
-            while not self._items and not self._ended:
-                self._news.wait()
-            _wait(began)
+            with waiting():
+                while not self._items and not self._ended:
+                    self._news.wait()
             if not self._items:
                 raise _Ended
             item = self._items.popleft()

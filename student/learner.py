@@ -96,7 +96,7 @@ class Learner:
                 ):
                     logits = self._spread(batch)
                 loss = distillation_loss(
-                    config.loss,
+                    config.loss.at(self.step / config.steps),
                     logits,
                     batch.targets.get(config.head),
                     batch.labels(config.head),

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from pipeline.targets.codecs import Sampled
 from pipeline.targets.errors import ConfigError, SpecMismatch
 from pipeline.targets.replay import RECORDED, replayed
 from pipeline.targets.spec import Spec
@@ -17,6 +18,8 @@ from student.causal_lm import CausalLM
 from student.checkpoint import read
 from student.config import TrainConfig
 from student.data import LABEL, Batch, has_labels, id_map
+from student.losses.linear import LinearLogits
+from student.losses.rows import Logits
 
 
 class Student(nn.Module):
@@ -24,7 +27,9 @@ class Student(nn.Module):
     positions that have targets.
 
     All goes through `forward`, so DDP can wrap it whole. A model with `features` and `head` (see
-    `student.models.SmallLM`) never makes the logits of other positions.
+    `student.models.SmallLM`) never makes the logits of other positions; and where the head is a plain
+    nn.Linear, in training none at all: forward gives `LinearLogits`. Such a model may say `logit_scale` and
+    `logit_softcap`, as in `LinearLogits`.
     Raises ConfigError or SpecMismatch for a configuration that does not fit the store.
     """
 
@@ -38,6 +43,7 @@ class Student(nn.Module):
         known = config.vocabulary is not None or config.tokenizer_fingerprint is not None
         self.may_pad = known and self.head.positions == "next_token" and self.head.codec.of == "logits"
         _check_vocabulary(config, spec)
+        _check_loss(config, spec)
         shape = next(item.shape for item in spec.inputs if item.name == self.inputs)
         self.model = models.build(config.model, shape, self.head.size)
         self._halves = (
@@ -46,18 +52,15 @@ class Student(nn.Module):
             and hasattr(self.model, "head")
         )
 
-    def forward(self, batch: Batch) -> torch.Tensor:
+    def forward(self, batch: Batch) -> Logits:
         """Logits [N, V], in the order of the batch's targets, without those that pad a model's vocabulary.
         Raises SpecMismatch if V is not the head's.
         """
-        inputs, name = batch.inputs[self.inputs], self.head.name
-        logits: torch.Tensor
-        if self._halves:
-            logits = self.model.head(batch.pick(self.model.features(inputs), name))  # type: ignore[operator]
-        else:
-            logits = batch.pick(self.model(inputs), name)
+        name = self.head.name
+        logits = self._logits(batch)
         if self.may_pad and logits.ndim == 2:
-            logits = logits[:, : self.head.size]
+            size = self.head.size
+            logits = logits.first(size) if isinstance(logits, LinearLogits) else logits[:, :size]
         if logits.ndim != 2 or logits.shape[1] != self.head.size:
             raise SpecMismatch(
                 f"the student gives logits of shape {list(logits.shape)}, the teacher's head {name} has "
@@ -65,6 +68,17 @@ class Student(nn.Module):
                 "give the student as many outputs, or, if it has more ids than its tokenizer, name that in "
                 "train.vocabulary"
             )
+        return logits.make() if isinstance(logits, LinearLogits) and not self.training else logits
+
+    def _logits(self, batch: Batch) -> Logits:
+        inputs, name = batch.inputs[self.inputs], self.head.name
+        if not self._halves:
+            return batch.pick(self.model(inputs), name)
+        hidden = batch.pick(self.model.features(inputs), name)  # type: ignore[operator]
+        if type(self.model.head) is nn.Linear:
+            scale = getattr(self.model, "logit_scale", 1.0)
+            return LinearLogits.of(hidden, self.model.head, scale, getattr(self.model, "logit_softcap", None))
+        logits: torch.Tensor = self.model.head(hidden)  # type: ignore[operator]
         return logits
 
     @property
@@ -117,6 +131,16 @@ def _input_name(config: TrainConfig, spec: Spec) -> str:
     if len(candidates) != 1:
         raise ConfigError(f"input: name the one that the student sees, the store has {names}")
     return candidates[0]
+
+
+def _check_loss(config: TrainConfig, spec: Spec) -> None:
+    """What targets alone do not show: those of draws are a threshold codec's without likely classes."""
+    kind, codec = config.loss.kind, spec.head(config.head).codec
+    if isinstance(codec, Sampled) and kind not in ("auto", "hard", "sparse_cross_entropy"):
+        raise ConfigError(
+            f"loss.kind {kind} compares each class's own probability, which sampled targets do not say: use "
+            "sparse_cross_entropy"
+        )
 
 
 def _check_vocabulary(config: TrainConfig, spec: Spec) -> None:

@@ -24,6 +24,9 @@ from pipeline.targets.decoded import (
 )
 from pipeline.targets.tail import MeasuredTail
 
+ENOUGH = 100
+"""Targets of which at least one has a class above a threshold."""
+
 
 @dataclass(frozen=True)
 class _OnDevice:
@@ -120,19 +123,6 @@ class TorchTopP(_OnDevice, MeasuredTail[Tensor]):
             tail_slope=slope,
         )
 
-    def padded(self) -> TorchTopK:
-        """The same targets with as many entries each as the longest has: a shorter one's likeliest class
-        again, with a log-probability of -inf.
-        """
-        longest = int(np.diff(self.bounds).max(initial=0))
-        begins = torch.from_numpy(self.bounds[:-1]).to(self.ids.device)
-        place = torch.arange(len(self.ids), device=self.ids.device) - begins[self.rows]
-        ids = self.ids[begins][:, None].repeat(1, longest)
-        ids[self.rows, place] = self.ids
-        log_probs = self.log_probs.new_full(ids.shape, -torch.inf)
-        log_probs[self.rows, place] = self.log_probs
-        return TorchTopK(ids, log_probs, self.betas, self.tail_log_mass, self.size, self.tail_slope)
-
 
 @dataclass(frozen=True)
 class TorchSparse(_OnDevice):
@@ -140,7 +130,8 @@ class TorchSparse(_OnDevice):
 
     ids: int64 [E]. weights: float32 [E]. rows: int64 [E], the target an entry belongs to, ascending.
     bounds: int64 [N + 1], always on the host; target n has the entries bounds[n]:bounds[n + 1], so that a
-    part can be cut out without waiting for the device. size: V.
+    part can be cut out without waiting for the device. size: V. head_counts: int64 [N], on the host too; as
+    many of a target's first entries are kept with their own probability, the others are drawn.
     """
 
     ids: Tensor
@@ -148,6 +139,7 @@ class TorchSparse(_OnDevice):
     rows: Tensor
     bounds: Ints
     size: int
+    head_counts: Ints
 
     def __len__(self) -> int:
         return len(self.bounds) - 1
@@ -157,7 +149,37 @@ class TorchSparse(_OnDevice):
         bounds = self.bounds[start : stop + 1]
         part = slice(int(bounds[0]), int(bounds[-1]))
         return TorchSparse(
-            self.ids[part], self.weights[part], self.rows[part] - start, bounds - bounds[0], self.size
+            self.ids[part],
+            self.weights[part],
+            self.rows[part] - start,
+            bounds - bounds[0],
+            self.size,
+            self.head_counts[start:stop],
+        )
+
+    def head(self) -> TorchTopP:
+        """What is kept with its own probability, and the mass of all else, at temperature 1: without draws.
+
+        Raises ValueError if nothing is, of so many targets that a threshold would have left something.
+        """
+        if len(self) >= ENOUGH and not self.head_counts.any():
+            raise ValueError(
+                "targets of draws alone (sampled) say no class's own probability: only sparse_cross_entropy "
+                "learns from them"
+            )
+        bounds = np.concatenate([[0], np.cumsum(self.head_counts)])
+        entries = np.arange(bounds[-1]) + np.repeat(self.bounds[:-1] - bounds[:-1], self.head_counts)
+        head = torch.from_numpy(entries).to(self.ids.device)
+        drawn = self.weights.index_fill(0, head, 0)
+        tail = self.weights.new_zeros(len(self)).index_add(0, self.rows, drawn)
+        return TorchTopP(
+            self.ids[head],
+            self.weights[head].log(),
+            self.rows[head],
+            bounds,
+            (1.0,),
+            tail.log()[:, None],
+            self.size,
         )
 
 
@@ -203,9 +225,9 @@ def to_torch(targets: Targets) -> TorchTargets:
                 size,
                 None if slope is None else torch.from_numpy(slope),
             )
-        case SparseTargets(ids, weights, offsets, _, size):
+        case SparseTargets(ids, weights, offsets, heads, size):
             return TorchSparse(
-                torch.from_numpy(ids), torch.from_numpy(weights), _rows(offsets), offsets, size
+                torch.from_numpy(ids), torch.from_numpy(weights), _rows(offsets), offsets, size, heads
             )
         case EmbeddingTargets(vectors):
             return TorchEmbedding(torch.from_numpy(vectors))

@@ -77,4 +77,5 @@ def open_store(where: str, options: list[str] | None) -> tuple[Store, str | None
         return Store.open(location.url, {**location.options, **given}), None
     job = load_job(path)
     store = Store.open(job.store.url, {**job.store.options, **given})
-    return store, getattr(job.views, "tokenizer", None)
+    of_text = getattr(job.views, "text", job.views)  # image_text has them inside
+    return store, getattr(of_text, "tokenizer", None)

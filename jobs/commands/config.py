@@ -17,6 +17,9 @@ class Example(StrEnum):
 
     text = "text"
     images = "images"
+    audio = "audio"
+    captions = "captions"
+    arrays = "arrays"
     s3 = "s3"
 
 
@@ -36,7 +39,10 @@ def example(
 
     \b
       decant config example text > job.yaml       text files, a causal language model, a small student
-      decant config example images > job.yaml     arrays, an ensemble of classifiers, a shallow student
+      decant config example images > job.yaml     a folder of images, crops and mixup, a small CNN
+      decant config example audio > job.yaml      a folder of recordings, log-mel windows, a small CNN
+      decant config example captions > job.yaml   images with texts, a model of both, a small language model
+      decant config example arrays > job.yaml     arrays, an ensemble of classifiers, a shallow student
       decant config example s3 > job.yaml         corpus and store on S3, many GPUs on a Ray cluster
 
     Next: edit it, then decant config check job.yaml

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
 
 TEXT = 400
 """Characters of a row's text that are shown."""
+
+LONGEST = 500
+"""Characters of what a store's teacher or views are made of that are shown."""
 
 ROWS, POSITIONS, ENTRIES = (3, 200), (12, 512), (5, 12)
 """What is shown if nothing else is asked for: on the terminal, and on a page."""
@@ -226,12 +230,27 @@ def _shortened(value: Any) -> str:
     return text if len(text) <= 60 else f"{text[:20]}… ({count(len(text))} characters)"
 
 
-def _described(description: Any) -> str:
+def _described(description: Mapping[str, Any]) -> str:
+    """A teacher or views, without settings that are off."""
     rest = ", ".join(
-        f"{key} {value}" for key, value in description.items() if key not in ("kind", "fingerprint", "labels")
+        f"{key} {_flow(value)}"
+        for key, value in description.items()
+        if key not in ("kind", "fingerprint", "labels") and value is not None
     )
     text = f"{description.get('kind')} {str(description.get('fingerprint', ''))[:12]}"
-    return f"{text} ({rest[:200]})" if rest else text
+    if not rest:
+        return text
+    return f"{text} ({rest if len(rest) <= LONGEST else rest[:LONGEST] + ' …'})"
+
+
+def _flow(value: Any) -> str:
+    """A setting as a job file has it, in one line."""
+    if isinstance(value, Mapping):
+        items = (f"{key}: {_flow(item)}" for key, item in value.items() if item is not None)
+        return "{" + ", ".join(items) + "}"
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(map(_flow, value)) + "]"
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _row(console: Console, item: dict[str, Any]) -> None:

@@ -151,7 +151,7 @@ def _label(
         finally:
             ending.labelled = view.totals.units
             ending.committed += view.totals.units
-    _show_profile(view)
+    _show_profile(view, job.label.preprocess.cpus)
 
 
 def label_units(
@@ -231,9 +231,10 @@ def _engine(job: LabelJob) -> Engine:
     return RayEngine()
 
 
-def _show_profile(view: LabelView) -> None:
+def _show_profile(view: LabelView, cpus: float) -> None:
+    """cpus: of a preprocessing actor."""
     if view.profile.working:
-        for part in Reading(view.profile, len(view.profiled)).render():
+        for part in Reading(view.profile, len(view.profiled), cpus * len(view.preprocessors)).render():
             err().print(part)
 
 

@@ -75,7 +75,7 @@ class ArrayFiles(FileSource):
     def records(self, unit: Unit) -> Generator[Read, None, None]:
         row = 0
         for part in unit.slices:
-            name = self.name(part.url)
+            name = self.name(part)
             with self.open(part) as file, self._array(part.url, file) as array:
                 layout = read_layout(part.url, array)
                 for index, values in rows_between(part.url, array, layout, part.start, part.stop):

@@ -98,7 +98,7 @@ class ArrowFiles(ColumnFiles):
     def records(self, unit: Unit) -> Generator[Read, None, None]:
         row = 0
         for part in unit.slices:
-            name = self.name(part.url)
+            name = self.name(part)
             with self.open(part) as file, arrow(part.url):
                 schema = read_schema(file, next(messages(file, part.size), None))
                 self.check_columns(part.url, schema)

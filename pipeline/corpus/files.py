@@ -5,26 +5,21 @@ What every source of files shares, filters and sampling included. It knows nothi
 
 from __future__ import annotations
 
-import hashlib
-import json
-import re
 from abc import abstractmethod
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import replace
-from itertools import takewhile
 from typing import Any, BinaryIO, ClassVar
 
 from pydantic import Field, field_validator
 
 from pipeline.corpus.base import NOTHING_PLANNED, Filtered, Read, Record, Source
 from pipeline.corpus.listing import File, absolute, find, fixed, look, open_file
+from pipeline.corpus.marks import Marks, below, shared, unmarked
 from pipeline.corpus.selection import Where, drawn
 from pipeline.targets.errors import CorpusChanged, CorpusMissing, CorpusUnreadable, SpecMismatch
 from pipeline.targets.unit import Slice, Unit
 
-MARK = "~"  # between a file's fingerprint and that of the settings
-BOUND = re.compile(rf"({MARK}[0-9a-f]{{16}})?(@[a-z0-9_-]+)?$")
 SLICES = 4096  # of a unit, at most: so that tiny files, too, are spread over units
 
 
@@ -50,8 +45,8 @@ class FileSource(Source):
     """Files to leave out, as globs like those of `pattern`."""
 
     root: str | None = None
-    """The folder or URL that records' keys are relative to; by default what all `urls` share. State it before
-    a URL beside them is added, because files that are planned keep their keys."""
+    """The folder or URL that records' keys are relative to. By default what all `urls` share when the first
+    are planned, and the same for those that come later: a file that is not below it has its whole URL."""
 
     where: Where = Where()
     """Conditions that a record has to meet to be labelled."""
@@ -86,8 +81,7 @@ class FileSource(Source):
                     f"no corpus file matches {url}: check the path, and the source's pattern and exclude"
                 )
             found.update((file.url, file) for file in matching)
-        mark = self._mark()
-        return [replace(found[url], fingerprint=found[url].fingerprint + mark) for url in sorted(found)]
+        return [found[url] for url in sorted(found)]
 
     def find(self, url: str, patterns: Sequence[str]) -> Iterator[File]:
         """The files that an absolute URL stands for. Raises CorpusUnreadable when listing fails."""
@@ -98,19 +92,39 @@ class FileSource(Source):
         return self.exclude
 
     def new_files(self, planned: Mapping[str, str] = NOTHING_PLANNED) -> Iterator[File]:
-        """The files that are not planned yet.
+        """The files that are not planned yet, their fingerprints marked.
 
         Raises CorpusChanged when a planned one is another file now, SpecMismatch when it was planned with
-        other settings.
+        other settings, or when the root of those that are planned is neither stated nor above any URL.
         """
-        for file in self.files():
+        marks, files, mark = self._marks(), self.files(), ""
+        for file in files:
             before = planned.get(file.url)
             if before is None:
-                yield file
-            elif before != file.fingerprint:
-                if unmarked(before) != unmarked(file.fingerprint):
-                    raise _another(file.url)
+                mark = mark or marks.of(self._root(files, planned, marks))
+                yield replace(file, fingerprint=file.fingerprint + mark)
+            elif unmarked(before) != file.fingerprint:
+                raise _another(file.url)
+            elif marks.root(file.url, before) is None:
                 raise self._unbound(file.url)
+
+    def _root(self, files: Sequence[File], planned: Mapping[str, str], marks: Marks) -> str:
+        """What the keys of new files are relative to: the same as of those that are planned, if any are."""
+        if self.root is not None:
+            return absolute(self.root)
+        for url, fingerprint in planned.items():
+            root = marks.root(url, fingerprint)
+            if root is not None:
+                if not marks.named(root):
+                    raise SpecMismatch(
+                        f"the keys of the planned corpus files are relative to {root}, and none of the job's "
+                        f"corpus.urls is below it: set corpus.root: {root}, or leave the planned URLs among "
+                        "the new ones"
+                    )
+                return root
+        names = {file.url for file in files}
+        places = map(absolute, self.urls)
+        return shared([url.rpartition("/")[0] if url in names else fixed(url)[0] for url in places])
 
     def check(self, part: Slice) -> None:
         """Raises CorpusChanged unless the file is still the one that was planned."""
@@ -132,9 +146,9 @@ class FileSource(Source):
         """What `read` is to give, before keys and values are filtered."""
 
     def read(self, unit: Unit) -> Generator[Read, None, None]:
-        mark = self._mark()
+        marks = self._marks()
         for part in unit.slices:  # of those, too, that are not opened because their keys are not chosen
-            if part.fingerprint != unmarked(part.fingerprint) + mark:
+            if marks.root(part.url, part.fingerprint) is None:
                 raise self._unbound(part.url)
         with closing(self.records(unit)) as items:
             if self.sample == 1 and self.where == type(self.where)():
@@ -150,11 +164,10 @@ class FileSource(Source):
         """Whether a record of this key may be labelled, as far as its key tells."""
         return self.where.admits_key(key) and drawn(key, self.sample, self.sample_seed)
 
-    def _mark(self) -> str:
-        """What fingerprints in a plan end with, so that what is planned is bound to `decides`."""
-        settings = self.model_dump(mode="json", include=set(self.decides), exclude_defaults=True)
-        text = json.dumps({**settings, "root": self._root()}, sort_keys=True)
-        return MARK + hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+    def _marks(self) -> Marks:
+        """Those that bind what is planned to `decides`."""
+        settings = self.model_dump(mode="json", include=set(self.decides) - {"root"}, exclude_defaults=True)
+        return Marks(settings, self.root, self.urls)
 
     def _unbound(self, url: str) -> SpecMismatch:
         """The error for a file whose records would not be those that were planned."""
@@ -191,34 +204,16 @@ class FileSource(Source):
         except OSError as error:
             raise CorpusUnreadable(f"the corpus file {file.url} cannot be read: {error}") from error
 
-    def name(self, url: str) -> str:
-        """A file's name in record keys: relative to the root, or its whole URL where it is not below that."""
-        return below(self._root(), url)
+    def name(self, part: Slice) -> str:
+        """The name in record keys of a file of the plan: relative to the root that it was planned with, or
+        its whole URL where it is not below that.
+        """
+        return below(self._marks().root(part.url, part.fingerprint) or "", part.url)
 
     def names(self, unit: Unit) -> list[str]:
         """The `name` of each slice's file."""
-        root = self._root()
-        return [below(root, part.url) for part in unit.slices]
-
-    def _root(self) -> str:
-        if self.root is not None:
-            return absolute(self.root)
-        roots = [fixed(absolute(item))[0].split("/") for item in self.urls]
-        return "/".join(
-            column[0] for column in takewhile(lambda c: len(set(c)) == 1, zip(*roots, strict=False))
-        )
-
-
-def below(root: str, url: str) -> str:
-    """A URL relative to a root, or whole where it is not below that; the last name of the root itself."""
-    if url == root:
-        return url.rpartition("/")[2]
-    return url[len(root) + 1 :] if url.startswith(f"{root}/") else url
-
-
-def unmarked(fingerprint: str) -> str:
-    """A planned fingerprint without the settings it is bound to."""
-    return BOUND.sub("", fingerprint)
+        marks = self._marks()
+        return [below(marks.root(part.url, part.fingerprint) or "", part.url) for part in unit.slices]
 
 
 def _another(url: str) -> CorpusChanged:

@@ -60,7 +60,7 @@ class JsonLines(ColumnFiles):
     def records(self, unit: Unit) -> Generator[Read, None, None]:
         row = 0
         for part in unit.slices:
-            name = self.name(part.url)
+            name = self.name(part)
             with self.open(part) as file:
                 if compression(part.url):
                     found = self._compressed(name, part, file)

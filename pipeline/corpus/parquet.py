@@ -58,7 +58,7 @@ class ParquetFiles(ColumnFiles):
     def records(self, unit: Unit) -> Generator[Read, None, None]:
         row = 0
         for part in unit.slices:
-            name = self.name(part.url)
+            name = self.name(part)
             with self.open(part) as file, parquet(part.url, file) as table:
                 self.check_columns(part.url, table.schema_arrow)
                 texts = self.texts(table.schema_arrow)

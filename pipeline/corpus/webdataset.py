@@ -81,7 +81,7 @@ class WebDatasetTars(FileSource):
     def records(self, unit: Unit) -> Generator[Read, None, None]:
         row = 0
         for part in unit.slices:
-            name = self.name(part.url)
+            name = self.name(part)
             with self.open(part) as file, tar(part.url):
                 seen: set[str] = set()
                 for sample in self._samples(part, file, name):

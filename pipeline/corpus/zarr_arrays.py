@@ -103,7 +103,7 @@ class ZarrArrays(FileSource):
     def records(self, unit: Unit) -> Generator[Read, None, None]:
         row = 0
         for part in unit.slices:
-            name = self.name(part.url)
+            name = self.name(part)
             self.check(part)
             array = self._open(part.url)
             rows = max(1, BLOCK_BYTES // max(1, _row_bytes(array)))

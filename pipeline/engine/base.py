@@ -68,6 +68,24 @@ class ReplicaLost:
 
 
 @dataclass(frozen=True)
+class PreprocessorStarted:
+    """A preprocessing actor renders from now on. pid: its process; node: the machine's name."""
+
+    preprocessor: int
+    pid: int
+    node: str
+
+
+@dataclass(frozen=True)
+class PreprocessorLost:
+    """One is gone; the replicas that it fed go on by themselves. pid: None if it never started."""
+
+    preprocessor: int
+    pid: int | None
+    reason: str
+
+
+@dataclass(frozen=True)
 class Committed:
     """A unit is in the store. seconds: from handing it out to its commit. profile: what the replica's time
     was spent on since the unit before, if the job wants to know.
@@ -89,7 +107,7 @@ class Failed:
     given_up: bool
 
 
-Event = ReplicaPending | Started | ReplicaLost | Committed | Failed
+Event = ReplicaPending | Started | ReplicaLost | PreprocessorStarted | PreprocessorLost | Committed | Failed
 
 
 class Engine(Protocol):
@@ -100,7 +118,7 @@ class Engine(Protocol):
     ) -> Iterator[Event]:
         """Label all units, which are consumed as they are needed. The store is prepared.
 
-        retry: codes of quarantine. Given, the units are committed, and `Labeller.relabel` is what is done.
+        retry: codes of quarantine. Given, the units are committed, and `retry.relabel` is what is done.
 
         When `stop` is set, no more units are handed out, those in flight finish, and the events end. Closing
         the generator abandons those in flight. A unit that no attempt could label does not hold up others.

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from pipeline.engine.base import Attempt, Committed, Event, Ledger, Started
 from pipeline.label import Labeller
+from pipeline.retry import relabel
 from pipeline.targets.commit import Commit
 from pipeline.targets.unit import Unit
 
@@ -47,7 +48,7 @@ class Local:
                     attempt = ledger.next()
                     if attempt is None:
                         break
-                    work = partial(labeller.relabel, codes=retry) if retry else labeller.label
+                    work = partial(relabel, labeller, codes=retry) if retry else labeller.label
                     in_flight[pool.submit(work, attempt.unit)] = (attempt, time.monotonic())
                 if not in_flight:
                     break

@@ -6,11 +6,7 @@ affair, what a lost replica means for its units is the ledger's. Here is only wh
 
 from __future__ import annotations
 
-import logging
 import math
-import os
-import signal
-import socket
 import threading
 import time
 from collections.abc import Generator, Iterable, Iterator, Sequence
@@ -28,21 +24,17 @@ from pipeline.engine.base import (
     Started,
     sentence,
 )
+from pipeline.engine.connection import connect
+from pipeline.engine.feeding import Preprocessors, RemoteFeed, cause_of_death
 from pipeline.engine.replica import Labelling, Replica
 from pipeline.targets.errors import ConfigError, DecantError, LabellingFailed, TeacherError
 from pipeline.targets.unit import Unit
 
 if TYPE_CHECKING:
-    from pipeline.job import LabelConfig, LabelJob
+    from pipeline.job import LabelJob
 
 POLL_SECONDS = 0.5
 """How often the loop looks at the clock and at `stop` while no replica has news."""
-
-CONNECT_SECONDS = 10.0
-"""How long a cluster may take to accept a connection."""
-
-OBJECT_STORE_BYTES = 100_000_000
-"""Of a Ray started here. Units and commit records are small; nothing large goes through it."""
 
 
 class RayEngine:
@@ -60,18 +52,29 @@ class RayEngine:
         ledger = Ledger(job, units)
         if ledger.empty:
             return
-        ours = _connect(job.label)
-        pool = _Pool(job, ledger, stop, retry)
+        preprocessors = Preprocessors(job)
+        ours = connect(job.label, preprocessors.object_bytes)
+        pool = _Pool(job, ledger, stop, preprocessors, retry)
         try:
             yield from pool.run()
         finally:
             pool.close()
+            preprocessors.close()
             if ours:
                 import ray
 
                 ray.shutdown()
         if not stop.is_set():
             ledger.finish()
+
+
+@dataclass(frozen=True)
+class _Flight:
+    """A unit that a replica has. began: when it got it; feed: who renders it, if not the replica."""
+
+    attempt: Attempt
+    began: float
+    feed: RemoteFeed | None
 
 
 @dataclass(eq=False)
@@ -83,16 +86,22 @@ class _Member:
     pid: int | None = None
     alone: bool = False
     leaving: bool = False
-    in_flight: dict[Any, tuple[Attempt, float]] = field(default_factory=dict)
+    in_flight: dict[Any, _Flight] = field(default_factory=dict)
 
 
 class _Pool:
     """The replicas of a run, and the loop that keeps them busy."""
 
     def __init__(
-        self, job: LabelJob, ledger: Ledger, stop: threading.Event, retry: Sequence[str] = ()
+        self,
+        job: LabelJob,
+        ledger: Ledger,
+        stop: threading.Event,
+        preprocessors: Preprocessors,
+        retry: Sequence[str] = (),
     ) -> None:
         self._job, self._ledger, self._stop, self._retry = job, ledger, stop, tuple(retry)
+        self._preprocessors = preprocessors
         self._wanted = job.label.replicas
         self._members: list[_Member] = []
         self._refs: dict[Any, _Member] = {}
@@ -105,6 +114,8 @@ class _Pool:
 
         for _ in range(self._wanted.max):
             yield self._ask()
+        if not self._retry:
+            self._preprocessors.begin()
         deadline: float | None = None
         while True:
             self._hand_out()
@@ -117,10 +128,18 @@ class _Pool:
                 deadline = time.monotonic() + self._wanted.start_timeout_seconds
             elif time.monotonic() > deadline:
                 raise LabellingFailed(self._too_few())
-            ready, _ = ray.wait(list(self._refs), num_returns=1, timeout=POLL_SECONDS)
+            beside = self._preprocessors.awaited()
+            ready, _ = ray.wait([*self._refs, *beside], num_returns=1, timeout=POLL_SECONDS)
             for ref in ready:
-                yield from self._settle(ref)
+                if ref in self._refs:
+                    yield from self._settle(ref)
+                else:
+                    yield from self._preprocessors.settle(ref, self._more())
             yield from self._retire()
+
+    def _more(self) -> bool:
+        """Whether there is anything left to hand out."""
+        return not self._stop.is_set() and not self._ledger.empty
 
     def close(self) -> None:
         """End all replicas; what they have in flight is abandoned."""
@@ -171,11 +190,14 @@ class _Pool:
                     self._submit(member, attempt)
 
     def _submit(self, member: _Member, attempt: Attempt) -> None:
+        # A unit that has failed is rendered by its replica, where what kills is found and kills nobody else.
+        fresh = not attempt.failures and attempt.search is None and not self._retry
+        feed = self._preprocessors.lend(member.number) if fresh else None
         if attempt.trial is None:
-            ref = member.actor.label.remote(attempt.unit, attempt.skip, self._retry)
+            ref = member.actor.label.remote(attempt.unit, attempt.skip, self._retry, feed)
         else:
             ref = member.actor.rehearse.remote(attempt.unit, attempt.trial, attempt.skip)
-        member.in_flight[ref] = (attempt, time.monotonic())
+        member.in_flight[ref] = _Flight(attempt, time.monotonic(), feed)
         self._refs[ref] = member
 
     def _settle(self, ref: Any) -> Iterator[Event]:
@@ -197,7 +219,7 @@ class _Pool:
             if member.pid is not None:
                 self._refs[ref] = member
             blame = not preempted and not member.leaving
-            yield from self._lost(member, _cause_of_death(error), blame)
+            yield from self._lost(member, cause_of_death(error), blame)
         else:
             if member.pid is not None:
                 yield from self._done(member, ref, outcome)
@@ -212,26 +234,32 @@ class _Pool:
         for member in list(self._members):
             if member.leaving and not member.in_flight:
                 yield from self._lost(member, "it was told to leave (SIGTERM)", blame=False)
-            began = min((began for _, began in member.in_flight.values()), default=math.inf)
+            began = min((flight.began for flight in member.in_flight.values()), default=math.inf)
             if time.monotonic() - began > limit:
                 yield from self._lost(
                     member, f"a unit took longer than label.unit_timeout_seconds ({limit:g})"
                 )
 
+    def _landed(self, member: _Member, ref: Any) -> _Flight:
+        """A unit that a replica has no more."""
+        flight = member.in_flight.pop(ref)
+        member.alone = False
+        self._preprocessors.give_back(flight.feed)
+        return flight
+
     def _done(self, member: _Member, ref: Any, outcome: Labelling | int) -> Iterator[Event]:
         """A unit is committed, or a rehearsal over, of so many records."""
-        attempt, began = member.in_flight.pop(ref)
-        member.alone = False
+        flight = self._landed(member, ref)
         if isinstance(outcome, int):
-            yield from self._ledger.survived(attempt, outcome)
+            yield from self._ledger.survived(flight.attempt, outcome)
         else:
-            yield Committed(outcome.commit, member.number, time.monotonic() - began, outcome.profile)
+            seconds = time.monotonic() - flight.began
+            yield Committed(outcome.commit, member.number, seconds, outcome.profile)
             self._ledger.committed(outcome.commit)
 
     def _failed(self, member: _Member, ref: Any, error: Exception) -> Iterator[Event]:
         """A unit raised; the replica lives. After a TeacherError it is replaced all the same."""
-        attempt, _ = member.in_flight.pop(ref)
-        member.alone = False
+        attempt = self._landed(member, ref).attempt
         if isinstance(error, Preempted):
             self._ledger.returned(attempt)
             member.leaving = True
@@ -249,19 +277,22 @@ class _Pool:
 
         _kill(member)
         self._members.remove(member)
+        self._preprocessors.forget(member.number)
         yield ReplicaLost(member.number, member.pid, reason)
         victims = []
-        for ref, (attempt, _) in list(member.in_flight.items()):
+        for ref, flight in list(member.in_flight.items()):
             del self._refs[ref]
             try:
                 outcome = ray.get(ref)
             except ray.exceptions.RayTaskError as error:
+                self._landed(member, ref)
                 if isinstance(error.cause, Preempted):
-                    self._ledger.returned(attempt)
+                    self._ledger.returned(flight.attempt)
                 else:
-                    yield self._ledger.failed(attempt, error.cause)
+                    yield self._ledger.failed(flight.attempt, error.cause)
             except ray.exceptions.RayError:
-                victims.append(attempt)
+                self._landed(member, ref)
+                victims.append(flight.attempt)
             else:
                 yield from self._done(member, ref, outcome)
         for attempt in victims:
@@ -276,7 +307,7 @@ class _Pool:
                 raise TeacherError(
                     f"{self._failed_starts} replicas in a row died while they loaded the model: {reason}"
                 )
-        elif not self._stop.is_set() and not self._ledger.empty:
+        elif self._more():
             yield self._ask()
 
     def _too_few(self) -> str:
@@ -293,71 +324,7 @@ class _Pool:
         )
 
 
-def _connect(config: LabelConfig) -> bool:
-    """Have Ray. True if it was not there before and must be left by `ray.shutdown`."""
-    if config.address is None:
-        # Read when Ray is imported: its processes listen on the loopback interface only.
-        os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    # Ray prints it on stdout, whatever log_to_driver says; ReplicaLost tells the same.
-    os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", "A worker died or was killed")
-    import ray
-
-    if ray.is_initialized():
-        return False
-    # Ray puts its own handler of SIGTERM in place, which ends the driver at once. What a signal means is for
-    # whoever runs an engine to say.
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-    try:
-        if config.address is not None:
-            try:
-                _knock(config.address)
-                ray.init(config.address, **quiet)
-            except (OSError, ValueError, RuntimeError) as error:
-                raise ConfigError(
-                    f"label.address: no Ray cluster answers at {config.address!r} ({sentence(error)})"
-                ) from error
-            return True
-        wanted = config.replicas
-        ray.init(
-            "local",
-            num_cpus=max(os.cpu_count() or 1, math.ceil(wanted.cpus * wanted.max)),
-            include_dashboard=False,
-            object_store_memory=OBJECT_STORE_BYTES,
-            **quiet,
-        )
-        gpus = ray.cluster_resources().get("GPU", 0.0)
-        if wanted.gpus * wanted.min > gpus:
-            ray.shutdown()
-            raise ConfigError(
-                f"label.replicas: {wanted.min} replicas with {wanted.gpus:g} GPUs each do not fit on this "
-                f"machine, which has {gpus:g}: lower gpus or min, or give the address of a cluster"
-            )
-        return True
-    finally:
-        if threading.current_thread() is threading.main_thread():
-            for number, handler in handlers.items():
-                if handler is not None:
-                    signal.signal(number, handler)
-
-
-def _knock(address: str) -> None:
-    """Raises OSError when nothing listens at host:port; Ray itself would go on trying for many minutes."""
-    host, _, port = address.removeprefix("ray://").rpartition(":")
-    if host and port.isdigit():
-        socket.create_connection((host, int(port)), CONNECT_SECONDS).close()
-
-
 def _kill(member: _Member) -> None:
     import ray
 
     ray.kill(member.actor, no_restart=True)
-
-
-def _cause_of_death(error: Exception) -> str:
-    """Ray's many lines, shortened to the one that says why."""
-    text = str(error)
-    _, found, detail = text.partition("Worker exit detail: ")
-    lines = (detail if found else text).strip().splitlines() or [type(error).__name__]
-    return lines[0].partition(". Some common causes")[0][:300]

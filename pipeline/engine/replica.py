@@ -24,6 +24,7 @@ from pipeline.targets.unit import Unit
 
 if TYPE_CHECKING:
     from pipeline.label import Labeller
+    from pipeline.rendering import Feed
 
 LAST_WORDS_SECONDS = 1.0
 """Between the last unit of a replica that leaves and its exit, for the answer to reach the driver."""
@@ -60,17 +61,22 @@ class Replica:
         from pipeline.label import Labeller
 
         torch.set_num_threads(self._threads)
-        with _plain_errors():
+        with plain_errors():
             self._labeller = Labeller(LabelJob.model_validate_json(self._job))
         return os.getpid(), platform.node()
 
-    def label(self, unit: Unit, skip: Mapping[int, str], retry: Sequence[str] = ()) -> Labelling:
-        """Label a unit, but for the rows to skip. Units may overlap. retry: see `Engine.run`.
+    def label(
+        self, unit: Unit, skip: Mapping[int, str], retry: Sequence[str] = (), feed: Feed | None = None
+    ) -> Labelling:
+        """Label a unit, but for the rows to skip. Units may overlap. retry: see `Engine.run`; feed: see
+        `Labeller.label`.
 
         Raises Preempted.
         """
+        from pipeline.retry import relabel
+
         with self._staying() as labeller:
-            commit = labeller.relabel(unit, retry, skip) if retry else labeller.label(unit, skip)
+            commit = relabel(labeller, unit, retry, skip) if retry else labeller.label(unit, skip, feed)
             return Labelling(commit, labeller.recorder.take() if labeller.recorder else None)
 
     def rehearse(self, unit: Unit, rows: range, skip: Mapping[int, str]) -> int:
@@ -88,7 +94,7 @@ class Replica:
                 raise Preempted
             self._in_flight += 1
         try:
-            with _plain_errors():
+            with plain_errors():
                 yield self._labeller
         except Cancelled:
             raise Preempted from None
@@ -109,7 +115,7 @@ class Replica:
 
 
 @contextmanager
-def _plain_errors() -> Iterator[None]:
+def plain_errors() -> Iterator[None]:
     """Errors that any driver can unpickle: ours as they are, others as their text (the log has all)."""
     from pipeline.label import Cancelled
 

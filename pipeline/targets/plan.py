@@ -31,7 +31,7 @@ SCHEMA = pa.schema(
         pa.field("slices", pa.list_(pa.struct(list(_SLICE.items()))), nullable=False),
     ]
 )
-_GROUP_SLICES = 2**15
+GROUP_SLICES = 2**15
 """Slices (or units) of a row group, which is what writing and reading hold at once."""
 
 
@@ -75,7 +75,7 @@ def _groups(units: Iterable[tuple[str, Unit]]) -> Iterator[list[tuple[str, Unit]
     for name, unit in units:
         group.append((name, unit))
         slices += 1 + len(unit.slices)
-        if slices >= _GROUP_SLICES:
+        if slices >= GROUP_SLICES:
             yield group
             group, slices = [], 0
     if group:
@@ -99,27 +99,36 @@ class PlanFile:
 
     def ids(self) -> Iterator[str]:
         """The units' ids, in order."""
-        for table in self._read(["id"]):
-            yield from table.column("id").to_pylist()
+        for group in self.ids_by_group():
+            yield from group
+
+    def ids_by_group(self) -> Iterator[list[str]]:
+        """The ids of each row group."""
+        for group in range(self._file.num_row_groups):
+            yield self._read(group, ["id"]).column("id").to_pylist()
 
     def units(self) -> Iterator[tuple[str, Unit]]:
         """The units with their ids, in order."""
-        for table in self._read(None):
-            for batch in table.combine_chunks().to_batches():
-                yield from _units(batch)
-
-    def _read(self, columns: list[str] | None) -> Iterator[pa.Table]:
         for group in range(self._file.num_row_groups):
-            try:
-                yield self._file.read_row_group(group, columns, use_threads=False)
-            except (pa.ArrowException, OSError, ValueError) as error:
-                raise self._broken(error) from error
+            yield from units_of(self.group(group))
+
+    def group(self, number: int) -> pa.RecordBatch:
+        """The rows of a row group, whose units `units_of` gives."""
+        (batch,) = self._read(number, None).combine_chunks().to_batches()
+        return batch
+
+    def _read(self, group: int, columns: list[str] | None) -> pa.Table:
+        try:
+            return self._file.read_row_group(group, columns, use_threads=False)
+        except (pa.ArrowException, OSError, ValueError) as error:
+            raise self._broken(error) from error
 
     def _broken(self, error: Exception) -> StorageError:
         return StorageError(f"the plan {self._name} is broken ({error}): remove it and plan again")
 
 
-def _units(batch: pa.RecordBatch) -> Iterator[tuple[str, Unit]]:
+def units_of(batch: pa.RecordBatch) -> Iterator[tuple[str, Unit]]:
+    """Rows of a plan as units with their ids."""
     nested = batch.column("slices")
     bounds = nested.offsets.to_pylist()
     first = bounds[0] if bounds else 0

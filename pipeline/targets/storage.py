@@ -9,7 +9,6 @@ nothing or all of one writer's bytes. Locally that is `os.link` of a synced temp
 from __future__ import annotations
 
 import contextlib
-import io
 import os
 import time
 import uuid
@@ -20,8 +19,9 @@ from typing import Any, BinaryIO, cast
 import fsspec
 from fsspec.core import split_protocol
 
+from pipeline.targets.durable import make_folder, sync_folder, synced
 from pipeline.targets.errors import StorageError, UserError
-from pipeline.targets.storage_failures import cure, http_status
+from pipeline.targets.storage_failures import Sink, Source, cure, http_status
 
 LOCAL = ("file", "local")
 S3 = ("s3", "s3a")
@@ -123,14 +123,14 @@ class Storage:
         """
         if not self.local:
             with self._parts(name) as parts:
-                yield cast(BinaryIO, _Sink(self, parts))
+                yield cast(BinaryIO, Sink(parts, self.failures))
             return
         with self._temporary() as (temporary, sink):
-            yield cast(BinaryIO, _Sink(self, sink))
+            yield cast(BinaryIO, Sink(sink, self.failures))
             with self.failures("written"):
-                _synced(sink)
+                synced(sink)
                 os.link(temporary, self._prepared(name))
-                _sync_folder(os.path.dirname(self._path(name)))
+                sync_folder(os.path.dirname(self._path(name)))
 
     @contextlib.contextmanager
     def _parts(self, name: str) -> Iterator[Any]:
@@ -201,7 +201,7 @@ class Storage:
             if self.local:
                 return open(self._path(name), "rb")
             file = self._fs.open(self._path(name), "rb", cache_type="readahead", block_size=2**20)
-            return cast(BinaryIO, _Source(self, file))
+            return cast(BinaryIO, Source(file, self.failures))
 
     def list(self, prefix: str) -> Iterator[Entry]:
         """The files below a folder named with its slash ("commits/"), at any depth, in no certain order."""
@@ -247,7 +247,7 @@ class Storage:
     def _prepared(self, name: str) -> str:
         """The path of a name, its folder made."""
         path = self._path(name)
-        _make_folder(os.path.dirname(path))
+        make_folder(os.path.dirname(path))
         return path
 
     @contextlib.contextmanager
@@ -268,7 +268,7 @@ class Storage:
     def _link(self, name: str, data: bytes) -> bool:
         with self._temporary() as (temporary, sink), self.failures("written"):
             sink.write(data)
-            _synced(sink)
+            synced(sink)
             path = self._prepared(name)
             try:
                 os.link(temporary, path)
@@ -276,7 +276,7 @@ class Storage:
             except FileExistsError:
                 won = False
             # The loser goes on as if the winner's file stood, so it makes sure of that too.
-            _sync_folder(os.path.dirname(path))
+            sync_folder(os.path.dirname(path))
             return won
 
     def _conditional_put(self, name: str, data: bytes) -> bool:
@@ -350,46 +350,6 @@ class Storage:
             ) from error
 
 
-class _Sink:
-    """A file being uploaded: what fails in writing it is the storage's failure, whoever writes."""
-
-    def __init__(self, storage: Storage, file: BinaryIO) -> None:
-        self._storage, self._file = storage, file
-
-    def write(self, data: Any) -> int:
-        with self._storage.failures("written"):
-            return self._file.write(data)
-
-
-class _Source(io.RawIOBase):
-    """A remote file that is read in parts: that it cannot be reached is no flaw of what is in it."""
-
-    def __init__(self, storage: Storage, file: Any) -> None:
-        super().__init__()
-        self._storage, self._file = storage, file
-
-    def read(self, size: int = -1, /) -> bytes:
-        with self._storage.failures("read"):
-            data: bytes = self._file.read(size)
-            return data
-
-    def seek(self, offset: int, whence: int = os.SEEK_SET, /) -> int:
-        return int(self._file.seek(offset, whence))
-
-    def tell(self) -> int:
-        return int(self._file.tell())
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def close(self) -> None:
-        self._file.close()
-        super().close()
-
-
 def _unix(info: Mapping[str, Any]) -> float:
     for name in ("LastModified", "last_modified", "updated", "mtime", "modified"):
         moment = info.get(name)
@@ -398,31 +358,3 @@ def _unix(info: Mapping[str, Any]) -> float:
         if isinstance(moment, int | float):
             return float(moment)
     return time.time()  # unknown: as young as can be, so that nothing is taken for abandoned
-
-
-def _synced(file: BinaryIO) -> None:
-    file.flush()
-    os.fsync(file.fileno())
-
-
-def _sync_folder(path: str) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _make_folder(path: str) -> None:
-    """Make a folder and its parents, each durable in its own parent."""
-    if os.path.isdir(path):
-        return
-    parent = os.path.dirname(path)
-    _make_folder(parent)
-    try:
-        os.mkdir(path)
-    except FileExistsError:
-        if not os.path.isdir(path):
-            raise
-        return
-    _sync_folder(parent)

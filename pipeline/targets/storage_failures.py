@@ -1,10 +1,19 @@
-"""What a storage's failures mean, in words that a person can act on. It knows errors, and no storage."""
+"""What a storage's failures mean, in words that a person can act on; files whose failures are such.
+
+It knows errors, and no storage.
+"""
 
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterator, Mapping
-from typing import Any
+import io
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
+from typing import Any, BinaryIO
+
+Failures = Callable[[str], AbstractContextManager[None]]
+"""While entered, what fails is a storage's failure to be "written", "read" …; see `Storage.failures`."""
 
 EXPIRED = ("ExpiredToken", "ExpiredTokenException", "RequestExpired", "TokenRefreshRequired", "400")
 """S3's codes for credentials that were good once; the answer to a HEAD has a status alone."""
@@ -59,3 +68,43 @@ def _secrets(options: Mapping[str, Any]) -> Iterator[str]:
             yield from _secrets(value)
         elif isinstance(value, str) and value and any(w in name for w in ("key", "secret", "token", "pass")):
             yield value
+
+
+class Sink:
+    """A file being uploaded: what fails in writing it is the storage's failure, whoever writes."""
+
+    def __init__(self, file: BinaryIO, failures: Failures) -> None:
+        self._file, self._failures = file, failures
+
+    def write(self, data: Any) -> int:
+        with self._failures("written"):
+            return self._file.write(data)
+
+
+class Source(io.RawIOBase):
+    """A remote file that is read in parts: that it cannot be reached is no flaw of what is in it."""
+
+    def __init__(self, file: Any, failures: Failures) -> None:
+        super().__init__()
+        self._file, self._failures = file, failures
+
+    def read(self, size: int = -1, /) -> bytes:
+        with self._failures("read"):
+            data: bytes = self._file.read(size)
+            return data
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET, /) -> int:
+        return int(self._file.seek(offset, whence))
+
+    def tell(self) -> int:
+        return int(self._file.tell())
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()

@@ -14,17 +14,16 @@ import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
-from pipeline.targets import plan
 from pipeline.targets.commit import Commit, commit_name, unit_of
 from pipeline.targets.containers import CONTAINERS
-from pipeline.targets.errors import CorruptShard, PlannedMeanwhile, SpecMismatch, UserError
+from pipeline.targets.errors import CorruptShard, SpecMismatch, UserError
+from pipeline.targets.generations import Generations, Lookup
 from pipeline.targets.manifest import NOTHING, Manifest, manifest_name
 from pipeline.targets.rows import Rows
 from pipeline.targets.spec import Spec, differences
-from pipeline.targets.storage import TEMPORARY, Storage
+from pipeline.targets.storage import Storage
 from pipeline.targets.strict import build
 from pipeline.targets.unit import Quarantined, Unit
 from pipeline.targets.writer import ShardWriter
@@ -34,7 +33,6 @@ if TYPE_CHECKING:
 
 SPEC = "spec.json"
 _CURE = "restore it from a copy, or discard its unit and label again"
-_ATTEMPT = re.compile(r"(?:shards/[0-9a-f]{2}|quarantine)/(([0-9a-f]{32})-[0-9a-f]{16})\.[a-z.]+")
 _MANIFEST = re.compile(r"manifest/([0-9]{8})\.parquet")
 
 
@@ -46,7 +44,7 @@ class Store:
         self.storage = storage
         self.spec = spec
         self._manifest = Manifest(storage, 0, spec.fingerprint)
-        self._generation_units: dict[str, int] = {}
+        self._plan = Generations(storage)
 
     @property
     def url(self) -> str:
@@ -97,7 +95,7 @@ class Store:
 
     def generation(self) -> int:
         """The number of the latest plan, 0 when nothing is planned. For `write_plan`."""
-        return max(map(plan.generation_of, self._plan_names()), default=0)
+        return self._plan.latest()
 
     def write_plan(self, units: Iterable[Unit], corpus: Mapping[str, Any], after: int) -> int:
         """Add the units that no earlier plan has, as the generation that follows `after`; how many they are.
@@ -106,56 +104,34 @@ class Store:
         after: the `generation` that was the latest when the units were cut. Raises PlannedMeanwhile when
         there is a later one, for what it planned is not to be planned again: cut what is left anew.
         """
-        known: set[str] = set()
-        for earlier in self._generations():
-            known.update(earlier.ids())
-        data, count = plan.encode(_new(((unit.id, unit) for unit in units), known), corpus)
-        if count and not self.storage.put_if_absent(plan.plan_name(after + 1), data):
-            raise PlannedMeanwhile(f"another process has just planned into {self.url}: plan again")
-        return count
+        return self._plan.add(units, corpus, after)
 
     def copy_plan(self, source: Store) -> None:
         """Take over another store's plan, generation by generation.
 
         Raises SpecMismatch when another plan is here already.
         """
-        for name in source._plan_names():
-            data = source.storage.read(name)
-            if not self.storage.put_if_absent(name, data) and self.storage.read(name) != data:
-                raise SpecMismatch(f"{self.url} has another {name} than {source.url}: give another store url")
+        self._plan.copy(source._plan)
 
     def planned(self) -> Iterator[Unit]:
         """All units of all generations, in the order of planning, streamed."""
-        for _, unit in self._planned():
+        for _, unit in self._plan.units():
             yield unit
 
     def planned_count(self) -> int:
         """How many units `planned` gives. A generation's file, which never changes, is opened once."""
-        names = self._plan_names()
-        for name in names:
-            if name not in self._generation_units:
-                with self.storage.open(name) as file:
-                    self._generation_units[name] = len(plan.PlanFile(file, name))
-        return sum(self._generation_units[name] for name in names)
+        return self._plan.count()
+
+    def lookup(self) -> Lookup:
+        """What finds planned units by their ids."""
+        return Lookup(self.storage, self._plan)
 
     def pending(self) -> Iterator[Unit]:
         """Planned and not committed when the iteration began, in plan order."""
         done = self.committed()
-        for name, unit in self._planned():
+        for name, unit in self._plan.units():
             if name not in done:
                 yield unit
-
-    def _planned(self) -> Iterator[tuple[str, Unit]]:
-        for generation in self._generations():
-            yield from generation.units()
-
-    def _generations(self) -> Iterator[plan.PlanFile]:
-        for name in self._plan_names():
-            with self.storage.open(name) as file:
-                yield plan.PlanFile(file, name)
-
-    def _plan_names(self) -> list[str]:
-        return sorted(entry.name for entry in self.storage.list("plan/") if plan.generation_of(entry.name))
 
     # What is committed
 
@@ -164,7 +140,7 @@ class Store:
 
         statistics: False gives records without statistics and histograms, for whoever keeps very many.
         """
-        newer = self._record_units()  # before the manifest: a record only ever vanishes into it
+        newer = self.record_units()  # before the manifest: a record only ever vanishes into it
         manifest = self.manifest()
         for commit in manifest.commits(statistics):
             newer.discard(commit.unit)
@@ -184,7 +160,7 @@ class Store:
 
     def committed(self) -> set[str]:
         """Ids of the committed units."""
-        units = self._record_units()
+        units = self.record_units()
         units.update(self.manifest().ids())
         return units
 
@@ -309,35 +285,16 @@ class Store:
         that the manifest holds, and older manifests. The grace must be longer than an attempt may take
         between the upload of its shard and its commit record. delete: False only lists.
         """
-        before = time.time() - grace_seconds
-        manifest = self._latest()
-        live = {f"{commit.unit}-{commit.attempt}" for commit in self.records(sorted(self._record_units()))}
-        live.update(self.manifest().attempts())
-        names = []
-        for folder in ("shards/", "quarantine/"):
-            for entry in self.storage.list(folder):
-                attempt = _ATTEMPT.fullmatch(entry.name)
-                if not attempt or entry.modified > before or attempt[1] in live:
-                    continue
-                # Once more, now that it is listed: it may have been committed meanwhile.
-                winner = self.find(attempt[2])
-                if winner is None or f"{winner.unit}-{winner.attempt}" != attempt[1]:
-                    names.append(entry.name)
-        for entry in self.storage.list("commits/"):
-            unit = unit_of(entry.name)
-            if unit and entry.modified <= before and unit in manifest:
-                names.append(entry.name)
-        names += [entry.name for entry in self.storage.list(TEMPORARY) if entry.modified <= before]
-        numbered = sorted(self.storage.list("manifest/"), key=lambda entry: entry.name)
-        # A reader may be in the middle of a manifest until the grace after the next one came.
-        names += [entry.name for entry, successor in pairwise(numbered) if successor.modified <= before]
+        from pipeline.targets.garbage import garbage
+
+        names = garbage(self, time.time() - grace_seconds)
         if delete:
             self.storage.delete(names)
         return sorted(names)
 
     def _fold(self, without: frozenset[str]) -> Manifest:
         while True:
-            newer = self._record_units()
+            newer = self.record_units()
             manifest = self.manifest()
             fresh = sorted(unit for unit in newer if unit not in manifest and unit not in without)
             dropped = any(unit in manifest for unit in without)
@@ -362,7 +319,7 @@ class Store:
                     continue  # a newer one has replaced it since the listing
             return self._manifest
 
-    def _latest(self) -> Manifest:
+    def latest_manifest(self) -> Manifest:
         """The same on storage whose listings lag behind: manifests that are not listed yet are asked for."""
         self.manifest()
         with contextlib.suppress(FileNotFoundError):
@@ -370,7 +327,8 @@ class Store:
                 self._manifest = Manifest(self.storage, self._manifest.number + 1, self.spec.fingerprint)
         return self._manifest
 
-    def _record_units(self) -> set[str]:
+    def record_units(self) -> set[str]:
+        """Ids of the units that have a commit record of their own, beside the manifest."""
         return {unit for entry in self.storage.list("commits/") if (unit := unit_of(entry.name))}
 
     def _read_record(self, unit: str) -> Commit | None:
@@ -395,11 +353,3 @@ class Store:
 def _attempt(commit: Commit) -> str:
     """As it stands in the names of its files."""
     return f"{commit.unit}-{commit.attempt}"
-
-
-def _new(units: Iterable[tuple[str, Unit]], known: set[str]) -> Iterator[tuple[str, Unit]]:
-    """Those not known yet, which are known from then on."""
-    for name, unit in units:
-        if name not in known:
-            known.add(name)
-            yield name, unit

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -68,6 +68,17 @@ class Teacher(Protocol):
 
         With "next_token", position i of a view holds the logits of its token i + 1; those at and beyond
         length - 1 are ignored.
+        """
+        ...
+
+
+@runtime_checkable
+class Packs(Protocol):
+    """A teacher that can compute several views in one row, where nothing of one reaches another."""
+
+    def pack(self, row: int) -> None:
+        """Do so from now on, with rows of at most so many tokens; views stay in their order, in the batch and
+        in what is returned. Raises TeacherError when the model mixes the views of a row.
         """
         ...
 

@@ -13,7 +13,8 @@ from pydantic import PositiveInt
 from pipeline.targets.errors import TeacherError
 from pipeline.teachers.base import Batch, Output
 from pipeline.teachers.devices import tensor
-from pipeline.teachers.logits import Logits, Projected, Projection
+from pipeline.teachers.logits import Logits, Projected, Projection, as_logits
+from pipeline.teachers.packing import Packed, alike, pack, trial
 from pipeline.teachers.pretrained import Pretrained, check_tokens, load_pretrained
 from pipeline.teachers.tensor_parallel import Group
 
@@ -52,11 +53,14 @@ class CausalLMTeacher:
             raise TeacherError(f"{config.path} has no language-model head")
         self.outputs = {"logits": Output(int(head.weight.shape[0]), "next_token")}
         self.projection = find_projection(self.model)
+        self._row: int | None = None
 
     def __call__(self, batch: Batch) -> Mapping[str, torch.Tensor | Logits]:
         """Logits [views, L, V] in the model's dtype, of its hidden states if `find_projection` says how."""
         tokens, mask = batch.inputs["tokens"], None
         check_tokens(self.model, tokens)
+        if self._row is not None:
+            return {"logits": self._packed(batch, self._row)}
         if int(batch.lengths.min()) < tokens.shape[1]:
             # Padding stands at the end, where causal attention cannot look; the mask is for models that do
             # more than attend. Without it, attention may take its faster kernels.
@@ -65,13 +69,49 @@ class CausalLMTeacher:
             return {"logits": self.group.compute(self.forward, tokens, mask)}
         return {"logits": self.forward(tokens, mask)}
 
-    def forward(self, tokens: npt.NDArray[Any], mask: npt.NDArray[np.int64] | None) -> torch.Tensor | Logits:
-        """tokens, mask: [views, L], the mask 1 where a token is; None if it is everywhere."""
+    def pack(self, row: int) -> None:
+        """See `Packs`. Tried on a few short views: what a model makes of them packed must be what it makes of
+        each alone, as far as its dtype goes.
+        """
+        refused = f"{type(self.model).__name__} does not keep the views of a row apart"
+        cure = "leave label.batching.packing out"
+        if self.group is not None:
+            raise TeacherError(f"a tensor-parallel teacher does not pack views: {cure}")
+        said = self.model.config.get_text_config()
+        views = trial(self.outputs["logits"].size, getattr(said, "max_position_embeddings", None))
+        try:
+            packed = self._packed(views, int(views.lengths[:2].sum())).whole().float()
+        except Exception as error:
+            raise TeacherError(f"{refused} ({type(error).__name__}: {error}): {cure}") from error
+        for i, length in enumerate(views.lengths.tolist()):
+            tokens = views.inputs["tokens"][i : i + 1, :length]
+            alone = as_logits(self.forward(tokens, None)).whole()[0].float()
+            if not alike(packed[i, :length], alone, self.model.dtype):
+                raise TeacherError(f"{refused}: {cure}")
+        self._row = row
+
+    def _packed(self, batch: Batch, row: int) -> Packed:
+        # Flash attention takes the lengths of documents of one row alone.
+        rows = pack(batch, None if "flash" in str(self.model.config._attn_implementation) else row)
+        logits = as_logits(self.forward(rows.tokens, None, rows.positions))
+        return Packed(logits, tensor(rows.places, self.device))
+
+    def forward(
+        self,
+        tokens: npt.NDArray[Any],
+        mask: npt.NDArray[np.int64] | None,
+        positions: npt.NDArray[np.int64] | None = None,
+    ) -> torch.Tensor | Logits:
+        """tokens, mask, positions: [views, L], the mask 1 where a token is, None if it is everywhere;
+        positions, if they do not count from a row's start.
+        """
         import torch
 
         given: dict[str, Any] = {"input_ids": tensor(tokens, self.device), "use_cache": False}
         if mask is not None:
             given["attention_mask"] = tensor(mask, self.device)
+        if positions is not None:
+            given["position_ids"] = tensor(positions, self.device)
         with torch.inference_mode():
             if self.projection is None:
                 logits: torch.Tensor = self.model(**given).logits

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, PositiveInt
 
-from pipeline.targets.errors import TeacherError, UserError
+from pipeline.targets.errors import DecantError, TeacherError, UserError
 from pipeline.targets.spec import Positions
 from pipeline.teachers.base import Batch, Output, Teacher, TeacherConfig
 from pipeline.teachers.devices import device_of, tensor
@@ -48,7 +48,16 @@ class TorchCallable(TeacherConfig):
     def load(self) -> Teacher:
         import torch
 
-        made = find(self.factory)(**self.arguments)
+        function = find(self.factory)
+        try:
+            made = function(**self.arguments)
+        except DecantError:
+            raise
+        except Exception as error:
+            raise UserError(
+                f"the teacher factory {self.factory} failed with teacher.arguments {self.arguments}: "
+                f"{type(error).__name__}: {error}"
+            ) from error
         if isinstance(made, torch.nn.Module) and not hasattr(made, "outputs"):
             return ModuleTeacher(self, made)
         lacking = [name for name in ("outputs", "description") if not hasattr(made, name)]

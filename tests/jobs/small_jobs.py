@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,6 +39,21 @@ class SmallJob:
     def store(self) -> Path:
         """The store's folder."""
         return self.folder / "store"
+
+    @contextmanager
+    def logging(self, *words: str) -> Iterator[tuple[subprocess.Popen[str], Iterator[dict[str, Any]]]]:
+        """`decant label` of the job in a process of its own, and the lines of its log as they come."""
+        command = [sys.executable, "-m", "jobs.cli", "label", str(self.file), "--log-format", "json", *words]
+        with subprocess.Popen(
+            command,
+            cwd=self.folder,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        ) as process:
+            assert process.stderr is not None
+            yield process, (json.loads(line) for line in process.stderr)
 
     def run(self, *words: str, **options: Any) -> subprocess.CompletedProcess[str]:
         """`decant …` in a process of its own, in the job's folder."""

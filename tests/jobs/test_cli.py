@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
+from jobs.commands.config import Example
 from jobs.config import Job
 from pipeline.targets.errors import TooManyQuarantined
 
@@ -64,7 +65,7 @@ def test_a_mistake_on_the_command_line_leaves_with_2(
 
 def test_the_schema_and_the_examples_are_printed(decant: Callable[..., Any], tmp_path: Path) -> None:
     assert json.loads(decant(tmp_path, "config", "schema").stdout) == Job.model_json_schema()
-    for name in ("text", "images", "s3"):
+    for name in Example:
         text = decant(tmp_path, "config", "example", name).stdout
         (tmp_path / "job.yaml").write_text(text)
         assert decant(tmp_path, "config", "check", "job.yaml").exit_code == 0

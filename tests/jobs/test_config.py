@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from jobs.commands.config import Example
 from jobs.config import Job, load_job, load_train, shown
 from pipeline.job import LabelJob
 from pipeline.targets.errors import ConfigError
@@ -148,8 +149,8 @@ def test_what_is_shown_is_the_whole_job_and_reads_back(job: Path, tmp_path: Path
     assert load_job(again) == loaded
 
 
-@pytest.mark.parametrize("name", ["text", "images", "s3"])
-def test_the_examples_are_jobs(name: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", list(Example))
+def test_the_examples_are_jobs(name: Example, tmp_path: Path) -> None:
     text = files("jobs").joinpath("examples", f"{name}.yaml").read_text("utf-8")
     path = tmp_path / "job.yaml"
     path.write_text(text)

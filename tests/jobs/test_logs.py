@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import signal
-import subprocess
-import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -73,17 +70,7 @@ def test_a_signal_is_a_line_and_the_end_says_stopped(small_job: Any) -> None:
     for number in range(10):
         (small_job.folder / "corpus" / f"{number:02}.txt").write_text("The owl flies at night. " * 16)
     small_job.settings["teacher"]["seconds_per_view"] = 0.1
-    command = [sys.executable, "-m", "jobs.cli", "label", str(small_job.file), "--log-format", "json"]
-    with subprocess.Popen(
-        command,
-        cwd=small_job.folder,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-    ) as process:
-        assert process.stderr is not None
-        log = (json.loads(line) for line in process.stderr)
+    with small_job.logging() as (process, log):
         assert next(line for line in log if line["event"] == "unit_committed")
         process.send_signal(signal.SIGTERM)
         rest = list(log)

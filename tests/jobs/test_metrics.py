@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import subprocess
 import sys
 import time
 import urllib.request
@@ -43,18 +41,7 @@ def test_a_running_job_is_scraped(small_job: Any) -> None:
         (small_job.folder / "corpus" / f"{number:02}.txt").write_text("The owl flies at night. " * 16)
     small_job.settings["teacher"]["seconds_per_view"] = 0.05
     small_job.settings["label"] = {"replicas": {"units_in_flight": 1}}
-    command = [sys.executable, "-m", "jobs.cli", "label", str(small_job.file)]
-    command += ["--metrics-port", "0", "--log-format", "json"]
-    with subprocess.Popen(
-        command,
-        cwd=small_job.folder,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        stderr=subprocess.PIPE,
-        stdout=subprocess.DEVNULL,
-        text=True,
-    ) as process:
-        assert process.stderr is not None
-        log = (json.loads(line) for line in process.stderr)
+    with small_job.logging("--metrics-port", "0") as (process, log):
         url = next(line["url"] for line in log if line["event"] == "metrics")
         assert url.startswith("http://127.0.0.1:")
         for _ in range(4):

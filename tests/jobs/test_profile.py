@@ -46,6 +46,21 @@ def test_the_stage_that_the_device_waits_for_is_blamed(
     assert f"idle {idle:.0%}" in text(reading)
 
 
+def test_what_preprocessing_actors_do_is_measured_by_their_cpus_and_cured_by_more_of_them() -> None:
+    shares = {"teacher": 0.3, "encode": 0.1, "views": 1.9, "read": 0.2, "receive": 0.1, "write": 0.5}
+    limited = Reading(steady(20, **shares), replicas=1, preprocessing_cpus=2.0)
+    assert (
+        '"render views" keeps it waiting, at work 95% of the time: set label.preprocess' in limited.verdict()
+    )
+    assert "render views (elsewhere)" in text(limited)
+    ample = Reading(steady(20, **shares), replicas=1, preprocessing_cpus=8.0)
+    assert '"write shards" keeps it waiting' in ample.verdict()
+    del shares["receive"]
+    by_itself = Reading(steady(20, **shares), replicas=1, preprocessing_cpus=8.0)
+    assert "at work 190% of the time: set label.batching.threads" in by_itself.verdict()
+    assert "receive" not in text(by_itself)
+
+
 def test_two_replicas_that_work_by_turns_idle_half_of_the_time() -> None:
     profile = Profile({"teacher": {100: 1.0, 101: 1.0}})
     assert Reading(profile, 1).idle == 0

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -23,3 +25,12 @@ def test_an_entry_is_shown_as_its_parameters(tmp_path: Path) -> None:
     assert len(entry["crop"]) == 4
     assert bytes.fromhex(shown["digest"]) == row.inputs["digest"][0].tobytes()
     assert f"ledger: {shown['ledger']}" in Builder(store.spec, None, 4, 4).row(commit, row)["inputs"]
+
+
+def test_what_views_are_made_of_reads_as_in_a_job_file(tmp_path: Path, decant: Callable[..., Any]) -> None:
+    _, store = labelled(tmp_path)
+    shown = " ".join(decant(tmp_path, "inspect", store.url, "--rows", "0").stdout.split())
+    assert "crop {kind: random, ratio: [0.75, 1.3333333333333333], scale: [0.08, 1.0]}" in shown
+    assert "probability: 0.5" in shown
+    assert "None" not in shown
+    assert "'" not in shown

@@ -33,11 +33,15 @@ def test_a_running_job_is_followed_to_its_end(small_job: Any, decant: Decant) ->
     assert "none yet" in early.stdout
 
     command = [sys.executable, "-m", "jobs.cli", "label", str(small_job.file)]
-    with subprocess.Popen(
-        command, cwd=small_job.folder, env={**os.environ, "OMP_NUM_THREADS": "1"}, stderr=subprocess.DEVNULL
-    ) as labelling:
+    said = small_job.folder / "stderr.txt"
+    with (
+        open(said, "w") as stderr,
+        subprocess.Popen(
+            command, cwd=small_job.folder, env={**os.environ, "OMP_NUM_THREADS": "1"}, stderr=stderr
+        ) as labelling,
+    ):
         result = decant(small_job.folder, "watch", "store", "--json", "--every", "0.1")
-        assert labelling.wait(120) == 0
+        assert labelling.wait(120) == 0, said.read_text()
     assert result.exit_code == 0, result.output
     states = [json.loads(line) for line in result.stdout.splitlines()]
     done = [state["units"]["committed"] for state in states]

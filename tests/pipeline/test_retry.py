@@ -13,7 +13,7 @@ from pipeline.engine.local import Local
 from pipeline.job import LabelJob
 from pipeline.label import Labeller
 from pipeline.prepare import prepare
-from pipeline.retry import PASSING, Replacements
+from pipeline.retry import PASSING, Replacements, relabel
 from pipeline.targets.rows import Rows
 from pipeline.targets.store import Store
 
@@ -153,7 +153,7 @@ def test_killed_before_its_end_a_retry_has_changed_nothing(make_job: MakeJob, te
     before = {commit.unit: commit.attempt for commit in store.commits()}
     labeller = Labeller(job)
     for unit in Replacements(store, PASSING).units():
-        labeller.relabel(unit, PASSING)
+        relabel(labeller, unit, PASSING)
     assert {commit.unit: commit.attempt for commit in store.commits()} == before
     assert store.verify().problems == ()
     assert sum(name.startswith("shards/") for name in store.gc(0.0)) == 2, (
@@ -176,5 +176,5 @@ def test_a_record_that_now_fails_as_a_whole_keeps_its_labelled_views(
         before = store.find(unit.id)
         assert before is not None
         (item,) = (q for q in store.quarantined(before) if q.code == "teacher_failed")
-        assert labeller.relabel(unit, PASSING, {item.row: "killed the replica"}) == before
+        assert relabel(labeller, unit, PASSING, {item.row: "killed the replica"}) == before
     assert store.verify().problems == ()

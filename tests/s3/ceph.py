@@ -12,10 +12,10 @@ CEPH = Path(__file__).parent / "ceph.sh"
 
 
 def ceph_port() -> int:
-    """A port that is free, as is the monitor's, 10,000 above."""
+    """A port that is free, as are the monitor's two, 10,000 above."""
     for port in range(9200, 9300):
         try:
-            for number in (port, port + 10_000):
+            for number in (port, port + 10_000, port + 10_001):
                 with socket.socket() as candidate:
                     candidate.bind(("127.0.0.1", number))
         except OSError:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -52,12 +54,15 @@ def topp(z: Tensor, counts: list[int], betas: tuple[float, ...] = BETAS) -> Torc
 
 
 def sparse(z: Tensor, threshold: float = 0.05, seed: int = 0) -> TorchSparse:
+    """In float64, with sums of 1 to its precision."""
     codec = Threshold(threshold=threshold)
     draws = np.random.default_rng(seed).random((len(z), codec.draws))
     targets = codec.decode(codec.encode(z.numpy(), draws), z.shape[-1])
     decoded = to_torch(targets)
     assert isinstance(decoded, TorchSparse)
-    return decoded
+    weights = decoded.weights.double()
+    sums = torch.zeros(len(decoded), dtype=torch.float64).index_add(0, decoded.rows, weights)
+    return replace(decoded, weights=weights / sums[decoded.rows])
 
 
 def densified(targets: TorchSparse) -> Tensor:
@@ -72,15 +77,20 @@ COUNTS = [1, 4, 2, V, 3, 1, 6]
 """Classes of each target that top-p keeps: all of one."""
 
 
-def reference_bucketed(z: Tensor, t: float, counts: list[int]) -> Tensor:
-    """The likeliest `counts[n]` classes of target n, and the others as one."""
+def bucketed(
+    z: Tensor, t: float, counts: list[int], divergence: Callable[[Tensor, Tensor], Tensor]
+) -> Tensor:
+    """The divergence of the likeliest `counts[n]` classes of target n, and the others as one: [N]."""
     p, q = (TEACHER / t).softmax(-1), (z / t).softmax(-1)
     losses = []
     for n, k in enumerate(counts):
         order = TEACHER[n].argsort(descending=True)
         head, tail = order[:k], order[k:]
-        loss = (p[n, head] * (p[n, head] / q[n, head]).log()).sum()
-        if len(tail):
-            loss = loss + p[n, tail].sum() * (p[n, tail].sum() / q[n, tail].sum()).log()
-        losses.append(t * t * loss)
+        parts = [torch.cat([x[n, head], x[n, tail].sum()[None]]) if len(tail) else x[n, head] for x in (p, q)]
+        losses.append(divergence(*parts))
     return torch.stack(losses)
+
+
+def reference_bucketed(z: Tensor, t: float, counts: list[int]) -> Tensor:
+    """T² KL of the likeliest `counts[n]` classes of target n, and the others as one."""
+    return t * t * bucketed(z, t, counts, lambda p, q: (p * (p / q).log()).sum(-1))

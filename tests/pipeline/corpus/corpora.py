@@ -36,10 +36,11 @@ class Corpus:
     rows: int
     spoil: Callable[[Path, int], None] | None
 
-    def source(self, folder: Path, **more: Any) -> Source:
+    def source(self, folder: Path | str, **more: Any) -> Source:
+        """folder: of this machine, or a URL."""
         if self.settings["kind"] == "mix":
             settings = {**self.settings["one"], **more}
-            sources = {name: {**settings, "urls": [str(folder / name)]} for name in ("a", "b")}
+            sources = {name: {**settings, "urls": [f"{folder}/{name}"]} for name in ("a", "b")}
             return parsed({"kind": "mix", "sources": sources})
         return parsed({**self.settings, "urls": [str(folder)], **more})
 

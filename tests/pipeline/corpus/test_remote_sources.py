@@ -1,4 +1,4 @@
-"""Every source reads an object store as it reads a disk."""
+"""What a disk and an object store give alike: every kind of corpus, and compressed files of many records."""
 
 from __future__ import annotations
 
@@ -7,85 +7,57 @@ import json
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
-from pipeline.corpus import (
-    ArrayFiles,
-    ArrowFiles,
-    ImageFiles,
-    JsonLines,
-    ParquetFiles,
-    Record,
-    TextFiles,
-    WebDatasetTars,
-    ZarrArrays,
-)
-from pipeline.corpus.files import FileSource
+from pipeline.corpus import JsonLines, Source, TextFiles
 from pipeline.targets.errors import CorpusUnreadable
-from tests.pipeline.corpus.corpora import ROWS, save_dataset, save_tar, table, zarrs
+from tests.pipeline.corpus.corpora import Corpus, corpora, read
 
-write_zarr = zarrs(3)
-
-TEXTS = [f"text {i} " * 20 for i in range(300)]
-LINES = "\n".join(json.dumps({"text": text}) for text in TEXTS).encode()
+Place = tuple[str, dict[str, Any]]
 
 
-def make(folder: Path) -> None:
-    (folder / "a.jsonl").write_bytes(LINES)
-    (folder / "b.jsonl.gz").write_bytes(gzip.compress(LINES))
-    (folder / "c.jsonl.zst").write_bytes(pa.compress(LINES, "zstd", asbytes=True))
-    (folder / "d.txt").write_text("plain")
-    pq.write_table(pa.table({"text": TEXTS}), folder / "e.parquet", row_group_size=100)
-    np.save(folder / "f.npy", np.arange(600).reshape(300, 2))
-    np.savez_compressed(folder / "g.npz", x=np.arange(600).reshape(300, 2))
-    save_dataset(table(list(TEXTS)), folder, 7)
-    save_tar(folder / "h.tar", list(TEXTS))
-    save_tar(folder / "h.tar.gz", list(TEXTS))
-    for number in range(20):
-        (folder / f"{number:02}.png").write_bytes(b"png" * number)
-    write_zarr(folder, 8)
-
-
-def contents(source: FileSource) -> list[tuple[str, int, str]]:
-    units = list(source.units())
-    items = [item for unit in units for item in source.read(unit)]
-    assert all(isinstance(item, Record) for item in items)
-    return [(i.key, i.row, str(i.data)) for i in items if isinstance(i, Record)]
-
-
-def everything(url: str, options: dict[str, Any]) -> list[list[tuple[str, int, str]]]:
-    return [
-        contents(JsonLines(urls=[url], options=options, unit_bytes=9000)),
-        contents(ParquetFiles(urls=[url], options=options, unit_rows=70)),
-        contents(ArrayFiles(urls=[url], options=options, unit_rows=70)),
-        contents(TextFiles(urls=[url], options=options, pattern="*.txt")),
-        contents(ArrowFiles(urls=[url], options=options, unit_bytes=9000)),
-        contents(WebDatasetTars(urls=[url], options=options, unit_bytes=90_000)),
-        contents(ImageFiles(urls=[url], options=options, unit_bytes=100)),
-        contents(ZarrArrays(urls=[url], options=options, unit_rows=4)),
-    ]
-
-
-def test_an_object_store_and_a_disk_give_the_same_records(
-    tmp_path: Path, s3_bucket_url: tuple[str, dict[str, Any]]
-) -> None:
+def upload(folder: Path, place: Place) -> None:
+    """All files below the folder."""
     s3fs = pytest.importorskip("s3fs")
-    pytest.importorskip("zarr")
+    url, options = place
+    s3fs.S3FileSystem(**options).put(f"{folder}/", f"{url}/", recursive=True)
+
+
+def contents(source: Source) -> list[tuple[str, str]]:
+    return [(item.key, str(item.data)) for item in read(source)]
+
+
+@pytest.mark.parametrize("corpus", [pytest.param(corpus, id=corpus.name) for corpus in corpora()])
+def test_every_source_reads_an_object_store_as_it_reads_a_disk(
+    corpus: Corpus, tmp_path: Path, s3_bucket_url: Place
+) -> None:
+    if "zarr" in corpus.name:
+        pytest.importorskip("zarr")
+    for number in (0, 1, 2):
+        corpus.write(tmp_path, number)
+    upload(tmp_path, s3_bucket_url)
     url, options = s3_bucket_url
-    make(tmp_path)
-    fs = s3fs.S3FileSystem(**options)
-    for path in tmp_path.rglob("*"):
-        if path.is_file():
-            fs.put(str(path), f"{url}/{path.relative_to(tmp_path)}")
-    local, remote = everything(str(tmp_path), {}), everything(url, options)
-    assert [len(items) for items in local] == [900, 300, 600, 1, 300, 600, 20, ROWS]
-    assert remote == local
+    remote = corpus.source(url, options=options)
+    assert len(list(remote.units())) > 1
+    assert contents(remote) == contents(corpus.source(tmp_path))
+    assert len(contents(remote)) == 3 * corpus.rows
 
 
-def test_a_wrong_endpoint_or_credential_is_one_sentence(s3_bucket_url: tuple[str, dict[str, Any]]) -> None:
+def test_compressed_lines_are_read_from_where_a_unit_begins(tmp_path: Path, s3_bucket_url: Place) -> None:
+    texts = [f"text {i} " * 20 for i in range(300)]
+    lines = "\n".join(json.dumps({"text": text}) for text in texts).encode()
+    (tmp_path / "a.jsonl").write_bytes(lines)
+    (tmp_path / "b.jsonl.gz").write_bytes(gzip.compress(lines))
+    (tmp_path / "c.jsonl.zst").write_bytes(pa.compress(lines, "zstd", asbytes=True))
+    upload(tmp_path, s3_bucket_url)
+    url, options = s3_bucket_url
+    remote = contents(JsonLines(urls=[url], options=options, unit_bytes=9000))
+    assert remote == contents(JsonLines(urls=[str(tmp_path)], unit_bytes=9000))
+    assert len(remote) == 900
+
+
+def test_a_wrong_endpoint_or_credential_is_one_sentence(s3_bucket_url: Place) -> None:
     pytest.importorskip("s3fs")
     url, options = s3_bucket_url
     wrong = {

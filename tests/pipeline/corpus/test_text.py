@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 
 from pipeline.corpus import Record, TextFiles
-from pipeline.targets.errors import SpecMismatch
 from pipeline.targets.unit import Quarantined
 
 
@@ -68,23 +67,3 @@ def test_keys_are_relative_to_what_the_urls_share(tmp_path: Path) -> None:
     source = TextFiles(urls=[str(tmp_path / "x" / "one"), f"{tmp_path}/x/two/*.txt"])
     (unit,) = source.units()
     assert [item.key for item in source.read(unit)] == ["one/a.txt", "two/a.txt"]
-
-
-def test_a_url_that_would_change_the_keys_of_planned_files_is_refused_unless_the_root_is_stated(
-    tmp_path: Path,
-) -> None:
-    for name in ("one/a.txt", "two/a.txt"):
-        (tmp_path / name).parent.mkdir(parents=True)
-        (tmp_path / name).write_text("t")
-    one, both = [str(tmp_path / "one")], [str(tmp_path / "one"), str(tmp_path / "two")]
-    for root, keys in ((None, ["a.txt"]), (str(tmp_path), ["one/a.txt"])):
-        (unit,) = TextFiles(urls=one, root=root).units()
-        assert [item.key for item in TextFiles(urls=one, root=root).read(unit)] == keys
-        planned = {part.url: part.fingerprint for part in unit.slices}
-        grown = TextFiles(urls=both, root=root)
-        if root is None:
-            with pytest.raises(SpecMismatch, match=r"other settings than the job's .root, "):
-                list(grown.units(planned))
-        else:
-            (added,) = grown.units(planned)
-            assert [item.key for item in grown.read(added)] == ["two/a.txt"]

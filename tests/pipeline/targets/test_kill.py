@@ -5,11 +5,10 @@ One test kills at every step that a local store makes durable, one by one; anoth
 
 from __future__ import annotations
 
+import functools
 import os
 import random
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -134,27 +133,24 @@ def test_a_conversion_killed_at_any_step_is_finished_by_the_next(
     assert number > 20
 
 
-JOB = """
-import importlib.util, sys
-from pipeline.targets import Store
-from pipeline.targets.containers import CONTAINERS
-def load(name, path):
-    spec = importlib.util.spec_from_file_location(name, path)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
-    return module
-kit, kill = load("kit", sys.argv[2]).Kit(), load("kill", sys.argv[3])
-store = Store.open(sys.argv[1])
-print("ready", flush=True)
-kill.run(store, kit, lambda unit: print(unit, flush=True))
-"""
+def forked(work: Callable[[Any], None]) -> tuple[int, Any]:
+    """Work in a process of its own with nothing left to import: its id, and the lines that it writes."""
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child:
+        os.close(writing)
+        return child, os.fdopen(reading)
+    try:
+        with os.fdopen(writing, "w", buffering=1) as lines:
+            lines.write("ready\n")
+            work(lines)
+    finally:
+        os._exit(0)  # straight out: this process has no business in pytest
 
 
 def kill_at_random(tmp_path: Path, kit: Any, kills: int) -> None:
     """Two jobs on one store at once; one or both are killed, again and again."""
     rng = random.Random(0)
-    here = Path(__file__)
     rounds = 0
     while kills > 0:
         rounds += 1
@@ -162,18 +158,24 @@ def kill_at_random(tmp_path: Path, kit: Any, kills: int) -> None:
         store.write_plan(kit.make_units(UNITS), {"kind": "text"}, store.generation())
         acknowledged: list[str] = []
         while kills > 0 and any(True for _ in store.pending()):
-            command = [sys.executable, "-c", JOB, store.url, str(here.parent / "conftest.py"), str(here)]
-            jobs = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
-            for job in jobs:
-                assert job.stdout is not None
-                assert job.stdout.readline() == "ready\n"
-            for job in jobs:
+            work = functools.partial(again, store, kit)
+            jobs = [forked(work) for _ in range(2)]
+            for _, lines in jobs:
+                assert lines.readline() == "ready\n"
+            for child, lines in jobs:
                 time.sleep(rng.random() * 0.15)
-                job.kill()
-                acknowledged += job.communicate()[0].split()
+                os.kill(child, signal.SIGKILL)
+                with lines:
+                    acknowledged += lines.read().split()
+                os.waitpid(child, 0)
                 kills -= 1
             check(store, acknowledged)
         finished(store, kit)
+
+
+def again(store: Store, kit: Any, lines: Any) -> None:
+    """The job, on the store as a process opens it, with a line for each unit that is committed."""
+    run(Store.open(store.url), kit, lambda unit: lines.write(unit + "\n"))
 
 
 def test_killed_at_random_moments_nothing_is_lost_or_doubled(tmp_path: Path, kit: Any) -> None:

@@ -19,26 +19,14 @@ from tests.pipeline.teachers.tiny import (
     VOCABULARY,
     add_special_tokens,
     array_batch,
-    enlarge,
     save,
+    seeing,
     token_batch,
+    towers,
 )
 
 ROWS = [[5, 6, 7, 8, 9], [3, 4], [11, 12, 13]]
 PIXELS = np.random.default_rng(0).normal(size=(3, 3, 8, 8)).astype(np.float32)
-
-
-def towers(kind: str) -> Any:
-    text = {"vocab_size": VOCABULARY, "max_position_embeddings": 16, **TINY}
-    vision = {"image_size": 8, "patch_size": 4, **TINY}
-    if kind == "clip":
-        text |= {"eos_token_id": 91, "bos_token_id": 90, "projection_dim": 24}
-        config: Any = transformers.CLIPConfig(
-            text_config=text, vision_config=vision | {"projection_dim": 24}, projection_dim=24
-        )
-    else:
-        config = transformers.SiglipConfig(text_config=text | {"pad_token_id": 1}, vision_config=vision)
-    return enlarge(transformers.AutoModel.from_config(config))
 
 
 def text_vector(model: Any, kind: str, row: list[int]) -> torch.Tensor:
@@ -84,22 +72,6 @@ def test_a_model_without_towers_is_refused(tmp_path: Path) -> None:
     model = transformers.BertModel(transformers.BertConfig(vocab_size=VOCABULARY, **TINY))
     with pytest.raises(TeacherError, match="a BertModel, which has not the towers image and text"):
         TwoTowers(path=save(model, tmp_path), device="cpu").load()
-
-
-def seeing(kind: str) -> Any:
-    text = {"model_type": "llama", "vocab_size": VOCABULARY, "num_key_value_heads": 2, **TINY}
-    vision = {"image_size": 8, "patch_size": 4, **TINY}
-    if kind == "llava":
-        config: Any = transformers.LlavaConfig(
-            text_config=text,
-            vision_config={"model_type": "clip_vision_model", **vision},
-            image_token_index=96,
-        )
-    else:
-        config = transformers.SmolVLMConfig(
-            text_config=text, vision_config=vision, image_token_id=96, scale_factor=2, pad_token_id=0
-        )
-    return enlarge(transformers.AutoModelForImageTextToText.from_config(config))
 
 
 PLACES = {"llava": 4, "smolvlm": 1}

@@ -108,6 +108,18 @@ def test_the_fingerprint_follows_the_weights() -> None:
     assert one["fingerprint"] != other["fingerprint"]
 
 
+def test_a_factory_that_fails_is_one_sentence_with_its_arguments() -> None:
+    config = TorchCallable(
+        factory="torch:load", arguments={"f": "/nowhere/weights.pt"}, heads={"logits": 4}, device="cpu"
+    )
+    with pytest.raises(UserError) as caught:
+        config.load()
+    said = str(caught.value)
+    assert "the teacher factory torch:load failed with teacher.arguments {'f': '/nowhere/weights.pt'}" in said
+    assert "FileNotFoundError: " in said
+    assert "\n" not in said
+
+
 @pytest.mark.parametrize(
     ("factory", "reason"),
     [

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import io
-import os
 import tarfile
 import wave
 from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,6 +19,7 @@ from hypothesis import strategies as st
 from pipeline.targets.errors import SpecMismatch
 from pipeline.targets.replay import Unrenderable, ledger
 from pipeline.targets.replay.audio import AudioReplay, LogMel, resampled
+from tests.real_data import real_data
 
 VIEWS: dict[str, Any] = {
     "kind": "audio",
@@ -251,12 +250,8 @@ def test_views_that_it_does_not_know_are_refused(change: dict[str, Any]) -> None
 @pytest.fixture(scope="module")
 def spoken() -> dict[str, bytes]:
     """Twenty recordings of the Free Spoken Digit Dataset, by name."""
-    data = Path(os.environ.get("DECANT_DATA", Path(__file__).parents[5] / "shared" / "data"))
-    archive = data / "fsdd" / "fsdd.tar.xz"
-    if not archive.exists():
-        pytest.skip(f"no spoken digits at {archive}: set DECANT_DATA")
     found: dict[str, bytes] = {}
-    with tarfile.open(archive) as tar:
+    with tarfile.open(real_data("fsdd/fsdd.tar.xz")) as tar:
         for member in tar:
             if member.name.endswith(".wav") and (file := tar.extractfile(member)) is not None:
                 found[member.name] = file.read()

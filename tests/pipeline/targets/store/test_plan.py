@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import threading
+import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from pipeline.targets import Store
+from pipeline.targets import Store, generations, plan
 from pipeline.targets.errors import PlannedMeanwhile
 from tests.pipeline.targets.store.places import Place, again, names
 
@@ -92,3 +95,47 @@ def test_a_plan_of_a_hundred_thousand_units_streams(tmp_path: Any, kit: Any) -> 
     store = Store.create(str(tmp_path), kit.text_spec())
     plan_and_iterate(store, kit, 100_000)
     assert os.path.getsize(tmp_path / "plan/000001.parquet") < 10 * 2**20
+
+
+def test_any_planned_unit_is_found_by_its_id_whatever_generation_it_is_of(
+    store: Store, kit: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(plan, "GROUP_SLICES", 10)
+    monkeypatch.setattr(generations, "HELD", 2)
+    assert store.lookup().find("0" * 32) is None
+    first, second = kit.make_units(50), kit.make_units(30, "grown")
+    for units in (first, second):
+        store.write_plan(units, {"kind": "text"}, store.generation())
+    lookup = store.lookup()
+    units = [*first, *second]
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(lookup.find, [unit.id for unit in reversed(units)])) == units[::-1]
+    for unknown in ("", "x", "f" * 32, units[0].id[:16] + "0" * 16):
+        assert lookup.find(unknown) is None
+
+
+def test_ids_that_begin_alike_are_told_apart(store: Store, kit: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    units = kit.make_units(6)
+    store.write_plan(units, {"kind": "text"}, store.generation())
+    monkeypatch.setattr(generations, "_short", lambda unit_id: len(unit_id) % 2)
+    lookup = store.lookup()
+    assert [lookup.find(unit.id) for unit in units] == units
+    assert lookup.find("f" * 32) is None
+
+
+def test_finding_units_holds_no_units(tmp_path: Path, kit: Any) -> None:
+    store = Store.create(str(tmp_path / "store"), kit.text_spec())
+    units = kit.make_units(6_000)
+    store.write_plan(units, {"kind": "text"}, 0)
+    wanted = [unit.id for unit in units[::600]]
+    del units
+    gc.collect()
+    tracemalloc.start()
+    try:
+        lookup = store.lookup()
+        assert all(lookup.find(unit_id) for unit_id in wanted)
+        gc.collect()
+        held, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert held < 6_000 * 12 + 60_000

@@ -16,13 +16,28 @@ from pipeline.targets.decoded import EmbeddingTargets, SparseTargets
 from student.losses import (
     cosine_distance,
     feature_mse,
+    reverse_kl,
     sparse_cross_entropy,
     tempered_cross_entropy,
     tempered_kl,
     topk_kl,
 )
 from student.targets import TorchEmbedding, TorchSparse, TorchTopK, TorchTopP, to_torch
-from tests.student.formulas import BETAS, TEACHER, K, N, V, dense, densified, logits, reference_bucketed, topk
+from tests.student.formulas import (
+    BETAS,
+    SPARSE,
+    TEACHER,
+    K,
+    N,
+    V,
+    dense,
+    densified,
+    logits,
+    reference_bucketed,
+    topk,
+    topp,
+)
+from tests.student.losses.cases import DIVERGENCES
 
 
 @settings(max_examples=50)
@@ -48,6 +63,21 @@ def test_topk_kl_bounds_the_full_kl_from_below_and_reaches_it_with_all_classes(
     bucketed = topk_kl(student, topk(teacher, k), t, reduction="none")
     assert bool((bucketed <= full + 1e-9).all())
     if k == V:
+        torch.testing.assert_close(bucketed, full)
+
+
+@pytest.mark.parametrize("name", list(DIVERGENCES)[1:])
+def test_every_divergence_of_buckets_bounds_that_of_classes_from_below(name: str) -> None:
+    loss, _, _ = DIVERGENCES[name]
+    for seed in range(5):
+        teacher, student = logits(seed), logits(seed + 50)
+        full = loss(student, dense(teacher), 2.0, reduction="none")
+        for k in (1, K, V):
+            bucketed = loss(student, topk(teacher, k), 2.0, reduction="none")
+            assert bool((bucketed <= full + 1e-9).all())
+            torch.testing.assert_close(
+                loss(teacher, topk(teacher, k), 2.0), torch.zeros((), dtype=torch.float64), atol=1e-9, rtol=0
+            )
         torch.testing.assert_close(bucketed, full)
 
 
@@ -97,6 +127,37 @@ def test_the_codecs_topp_gives_the_loss_of_its_classes() -> None:
     torch.testing.assert_close(topk_kl(logits(1), stored, reduction="none"), wanted, rtol=1e-4, atol=1e-5)
     topk_kl(logits(1), stored, 3.0)
     assert len(stored.slice(2, 5)) == 3
+
+
+@pytest.mark.parametrize("name", DIVERGENCES)
+def test_a_student_that_is_certain_gets_finite_gradients(name: str) -> None:
+    loss = topk_kl if name == "kl" else DIVERGENCES[name][0]
+    z = torch.zeros(N, V)
+    z[:, 3] = 300.0
+    for targets in (topk(TEACHER), topk(TEACHER, V), topp(TEACHER, [1] * N)):
+        value = loss(z.requires_grad_(), targets, 4.0, reduction="sum")
+        (gradient,) = torch.autograd.grad(value, z)
+        assert bool(value.isfinite())
+        assert bool(gradient.isfinite().all())
+
+
+def test_of_a_few_targets_without_any_likely_class_nothing_is_learned() -> None:
+    """Of threshold targets that is chance; their buckets are one, of which all is certain."""
+    codec = Threshold(threshold=0.3)
+    flat = np.zeros((3, V), dtype=np.float32)
+    targets = to_torch(codec.decode(codec.encode(flat, np.full((3, codec.draws), 0.5)), V))
+    z = logits(1, 3).requires_grad_()
+    value = reverse_kl(z, targets)  # type: ignore[arg-type]
+    value.backward()  # type: ignore[no-untyped-call]
+    assert z.grad is not None
+    torch.testing.assert_close(value.detach(), torch.zeros((), dtype=torch.float64), atol=1e-6, rtol=0)
+    torch.testing.assert_close(z.grad, torch.zeros_like(z), atol=1e-6, rtol=0)
+
+
+def test_targets_of_other_classes_than_the_logits_are_refused() -> None:
+    for loss, targets in ((topk_kl, topk(TEACHER)), (sparse_cross_entropy, SPARSE)):
+        with pytest.raises(ValueError, match=f"targets of {V} classes, logits of {V - 1}"):
+            loss(logits(1, N, V - 1), targets)  # type: ignore[operator]
 
 
 def test_classes_that_the_teacher_excludes_cost_nothing() -> None:
