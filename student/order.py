@@ -1,6 +1,6 @@
 """Which rows a reader sees, and in what order: a function of the store, the seed and the epoch alone.
 
-Knows nothing of reading, batches or ranks.
+Knows nothing of reading, batches or ranks. A million shards are columns here, not objects.
 """
 
 from __future__ import annotations
@@ -10,21 +10,25 @@ import json
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, overload
 
 import numpy as np
+import numpy.typing as npt
 
-from pipeline.targets.commit import Commit
 from pipeline.targets.decoded import Ints
+from pipeline.targets.shards import Shard, Shards
 
 Split = Literal["train", "holdout", "all"]
+
+_SPELLED = 2**16
+"""Blocks that are text at once."""
 
 
 @dataclass(frozen=True)
 class Block:
     """Rows start..stop of a shard; the whole shard but for stores of a single one."""
 
-    commit: Commit
+    shard: Shard
     start: int
     stop: int
 
@@ -32,7 +36,49 @@ class Block:
         return self.stop - self.start
 
 
-def blocks_of(commits: Sequence[Commit], split: Split, holdout: float) -> list[Block]:
+@dataclass(frozen=True)
+class Blocks(Sequence[Block]):
+    """Some blocks, sorted by unit id. starts, stops: int64 [n], the rows of each in its shard."""
+
+    shards: Shards
+    starts: Ints
+    stops: Ints
+
+    @property
+    def lengths(self) -> Ints:
+        """Rows of each block, int64 [n]."""
+        lengths: Ints = self.stops - self.starts
+        return lengths
+
+    def __len__(self) -> int:
+        return len(self.shards)
+
+    @overload
+    def __getitem__(self, at: int) -> Block: ...
+    @overload
+    def __getitem__(self, at: slice) -> Blocks: ...
+    def __getitem__(self, at: int | slice) -> Block | Blocks:
+        if isinstance(at, slice):
+            return Blocks(self.shards[at], self.starts[at], self.stops[at])
+        return Block(self.shards[at], int(self.starts[at]), int(self.stops[at]))
+
+
+@dataclass(frozen=True, eq=False)
+class Span:
+    """Some blocks whose rows are shuffled together: a window, before it is loaded.
+
+    first: its first row's place in the epoch. blocks: their places, int64 [n]. number: of the first of them
+    in the epoch's sequence of blocks.
+    """
+
+    epoch: int
+    first: int
+    rows: int
+    blocks: Ints
+    number: int
+
+
+def blocks_of(shards: Shards, split: Split, holdout: float) -> Blocks:
     """The blocks of one side, sorted by unit id.
 
     A shard is held out when the hash of its unit id, as a number in [0, 1), is below `holdout`, so a shard
@@ -40,32 +86,45 @@ def blocks_of(commits: Sequence[Commit], split: Split, holdout: float) -> list[B
     was nearest to it. A store of a single shard is cut in two: its last rows are held out, so that at most
     one record lies on both sides. holdout = 0 holds nothing out.
     """
-    ordered = sorted((c for c in commits if c.rows), key=lambda c: c.unit)
-    if split == "all" or not holdout or not ordered:
-        return [] if split == "holdout" else [Block(c, 0, c.rows) for c in ordered]
-    if len(ordered) == 1:
-        (commit,) = ordered
-        cut = commit.rows - min(max(1, math.ceil(holdout * commit.rows)), commit.rows - 1)
-        start, stop = (cut, commit.rows) if split == "holdout" else (0, cut)
-        return [Block(commit, start, stop)] if start < stop else []
-    by_hash = sorted(ordered, key=lambda c: _fraction(c.unit))
-    held = sum(_fraction(c.unit) < holdout for c in ordered)
-    chosen = {c.unit for c in by_hash[: min(max(1, held), len(ordered) - 1)]}
-    return [Block(c, 0, c.rows) for c in ordered if (c.unit in chosen) == (split == "holdout")]
+    if split == "all" or not holdout or not len(shards):
+        return _whole(shards[:0] if split == "holdout" else shards)
+    if len(shards) == 1:
+        rows = int(shards.rows[0])
+        cut = rows - min(max(1, math.ceil(holdout * rows)), rows - 1)
+        start, stop = (cut, rows) if split == "holdout" else (0, cut)
+        return Blocks(shards, np.array([start]), np.array([stop])) if start < stop else _whole(shards[:0])
+    fractions = _fractions(shards)
+    held = int((fractions < holdout).sum())
+    chosen = np.zeros(len(shards), dtype=bool)
+    chosen[np.argsort(fractions, kind="stable")[: min(max(1, held), len(shards) - 1)]] = True
+    return _whole(shards.take(chosen if split == "holdout" else ~chosen))
 
 
-def windows(
-    blocks: Sequence[Block], seed: int, epoch: int, window_shards: int, shuffle: bool
-) -> Iterator[tuple[list[Block], Ints]]:
-    """The blocks of each window, and the order of their rows once they are laid end to end, int64 [rows].
+def _whole(shards: Shards) -> Blocks:
+    return Blocks(shards, np.zeros(len(shards), dtype=np.int64), shards.rows)
 
-    Blocks are permuted over the whole epoch, rows within a window of `window_shards` blocks.
+
+def spans(
+    blocks: Blocks, seed: int, epoch: int, window_shards: int, shuffle: bool, position: int = 0
+) -> Iterator[Span]:
+    """The windows of an epoch from the one that holds row `position` of it on.
+
+    Blocks are permuted over the whole epoch, rows within a window of `window_shards` blocks; without
+    shuffling each block is a window.
     """
     sequence = permutation(len(blocks), seed, epoch) if shuffle else np.arange(len(blocks))
-    for start in range(0, len(blocks), window_shards):
-        window = [blocks[i] for i in sequence[start : start + window_shards]]
-        rows = sum(map(len, window))
-        yield window, permutation(rows, seed, epoch, start) if shuffle else np.arange(rows)
+    size = window_shards if shuffle else 1
+    starts = np.arange(0, len(blocks), size)
+    ends = np.cumsum(np.add.reduceat(blocks.lengths[sequence], starts)) if len(blocks) else starts
+    for at in range(int(np.searchsorted(ends, position, side="right")), len(starts)):
+        first = int(ends[at - 1]) if at else 0
+        number = int(starts[at])
+        yield Span(epoch, first, int(ends[at]) - first, sequence[number : number + size], number)
+
+
+def order_of(span: Span, seed: int, shuffle: bool) -> Ints:
+    """The order of a window's rows once its blocks are laid end to end, int64 [rows]."""
+    return permutation(span.rows, seed, span.epoch, span.number) if shuffle else np.arange(span.rows)
 
 
 def permutation(count: int, *name: int) -> Ints:
@@ -78,13 +137,29 @@ def permutation(count: int, *name: int) -> Ints:
     return np.argsort(bits.random_raw(count), kind="stable") if count else np.zeros(0, dtype=np.int64)
 
 
-def fingerprint(blocks: Sequence[Block], spec_fingerprint: str) -> str:
+def fingerprint(blocks: Blocks, spec_fingerprint: str) -> str:
     """Names exactly these rows of this store, 32 hexadecimal digits."""
-    content = [[b.commit.unit, b.commit.shard_sha256, b.start, b.stop] for b in blocks]
-    text = json.dumps([spec_fingerprint, content])
-    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+    digest = hashlib.blake2b(f"[{json.dumps(spec_fingerprint)}, [".encode(), digest_size=16)
+    for start in range(0, len(blocks), _SPELLED):
+        part = blocks[start : start + _SPELLED]
+        units, hashes = (
+            column.astype(f"U{column.itemsize}").tolist()
+            for column in (part.shards.units, part.shards.sha256)
+        )
+        content = [
+            list(block)
+            for block in zip(units, hashes, part.starts.tolist(), part.stops.tolist(), strict=True)
+        ]
+        digest.update((", " if start else "").encode() + json.dumps(content)[1:-1].encode())
+    digest.update(b"]]")
+    return digest.hexdigest()
 
 
-def _fraction(unit: str) -> float:
-    digest = hashlib.blake2b(unit.encode(), digest_size=8, person=b"holdout").digest()
-    return int.from_bytes(digest, "little") / 2**64
+def _fractions(shards: Shards) -> npt.NDArray[np.float64]:
+    """A number in [0, 1) for each unit, from its id alone."""
+    fractions = np.zeros(len(shards))
+    for start in range(0, len(shards), _SPELLED):
+        units = shards.units[start : start + _SPELLED].tolist()
+        digests = [hashlib.blake2b(unit, digest_size=8, person=b"holdout").digest() for unit in units]
+        fractions[start : start + len(units)] = np.frombuffer(b"".join(digests), dtype="<u8") / 2**64
+    return fractions

@@ -149,8 +149,8 @@ class _Run:
 
         Raises CorruptShard.
         """
-        commits = [block.commit for block in self.reader.blocks]
-        found = check(self.reader.store, commits, self.config.head, self.config.check_rows, self.config.seed)
+        shards = self.reader.blocks.shards
+        found = check(self.reader.store, shards, self.config.head, self.config.check_rows, self.config.seed)
         shift = found.shift if found.shift is not None and found.shift.groups else None
         return Checked(
             step=self.step,
