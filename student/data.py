@@ -27,7 +27,7 @@ from student.batch import has_labels as has_labels
 from student.cache import Cache
 from student.config import VocabularyConfig
 from student.loading import Loader
-from student.order import Span, Split, blocks_of, fingerprint, order_of, spans
+from student.order import Span, Split, blocks_of, bucketed, fingerprint, order_of, spans
 from student.prefetch import Cut, Prefetch
 from student.replay import Records, Replayer
 from student.window import Window
@@ -66,11 +66,12 @@ class TargetReader(IterableDataset[Batch]):
     the order of unit ids. vocabulary: the student's tokenizer; where its ids are others than the store's,
     tokens and targets come in the student's, and `spec` speaks of these. records: how to read a unit of the
     corpus, for a store whose views have a ledger and whose inputs were not kept: they are rendered again.
-    cache: where this machine keeps decoded shards for later epochs and other readers.
-    Raises UserError for a store or a side of it without rows, ConfigError for impossible numbers,
-    SpecMismatch for a tokenizer that the store's ids cannot be mapped to; and while iterating CorruptShard
-    with the shard's name, SpecMismatch with the key of a record that the two tokenizers cut differently, or
-    that renders to something else than the teacher saw.
+    cache: where this machine keeps decoded shards for later epochs and other readers. bucket_rows: rows of a
+    window's order that are sorted by length, so that those of a batch are about equally long; the batches'
+    order stays random. 0 sorts none. Raises UserError for a store or a side of it without rows, ConfigError
+    for impossible numbers, SpecMismatch for a tokenizer that the store's ids cannot be mapped to; and while
+    iterating CorruptShard with the shard's name, SpecMismatch with the key of a record that the two
+    tokenizers cut differently, or that renders to something else than the teacher saw.
     """
 
     def __init__(
@@ -91,6 +92,7 @@ class TargetReader(IterableDataset[Batch]):
         vocabulary: VocabularyConfig | None = None,
         records: Records | None = None,
         cache: Cache | None = None,
+        bucket_rows: int = 0,
     ) -> None:
         if batch_rows < 1 or batch_rows % world_size:
             raise ConfigError(f"batch_rows {batch_rows} cannot be shared equally by {world_size} ranks")
@@ -98,6 +100,8 @@ class TargetReader(IterableDataset[Batch]):
             raise ConfigError(f"rank {rank} is not one of {world_size}")
         if window_shards < 1 or ahead < 1:
             raise ConfigError("window_shards and ahead must be at least 1")
+        if bucket_rows and (not shuffle or bucket_rows < batch_rows):
+            raise ConfigError("bucket_rows needs shuffle, and at least the rows of a batch")
         self.store = Store.open(url, options)
         replayer = Replayer(self.store, records) if records and needs_replay(self.store.spec) else None
         self.id_map = id_map(vocabulary, self.store.spec)
@@ -112,6 +116,7 @@ class TargetReader(IterableDataset[Batch]):
         self.batch_rows, self.rank, self.world_size = batch_rows, rank, world_size
         self.seed, self.split, self.holdout = seed, split, holdout
         self.window_shards, self.shuffle, self.ahead = window_shards, shuffle, ahead
+        self.bucket_rows = bucket_rows
         self.blocks = blocks_of(shards_of(self.store), split, holdout)
         self.rows = int(self.blocks.lengths.sum())
         """Rows of an epoch."""
@@ -166,7 +171,7 @@ class TargetReader(IterableDataset[Batch]):
                 f"the reader's state has version {state.get('version')!r}, this Decant reads "
                 f"{STATE_VERSION}: resume with the release that wrote it"
             )
-        for name, ours in self._identity().items():
+        for name, ours in {"buckets": None, **self._identity()}.items():
             if state.get(name) != ours:
                 what = (
                     "the store's rows are not those of the interrupted run (has it been labelled further, or "
@@ -190,6 +195,8 @@ class TargetReader(IterableDataset[Batch]):
             "shuffle": self.shuffle,
             "store": self._fingerprint,
             "tokenizer": self.id_map.student.fingerprint if self.id_map else None,
+            # Only where there are buckets does the order depend on the batches' size.
+            **({"buckets": [self.bucket_rows, self.batch_rows]} if self.bucket_rows else {}),
         }
 
     def _skip(self, batches: int) -> None:
@@ -216,7 +223,10 @@ class TargetReader(IterableDataset[Batch]):
             yield from spans(self.blocks, self.seed, number, self.window_shards, self.shuffle, start)
 
     def _order(self, span: Span, window: Window) -> Ints:
-        return order_of(span, self.seed, self.shuffle)
+        order = order_of(span, self.seed, self.shuffle)
+        if self.bucket_rows:
+            return bucketed(order, window.lengths, self.bucket_rows, self.batch_rows, self.seed, span)
+        return order
 
     def _cuts(self, walked: Iterator[Span], epoch: int, position: int, endless: bool) -> Iterator[Cut]:
         """This rank's share of each global batch. Only in an epoch read alone can one be short: its last."""

@@ -127,6 +127,24 @@ def order_of(span: Span, seed: int, shuffle: bool) -> Ints:
     return permutation(span.rows, seed, span.epoch, span.number) if shuffle else np.arange(span.rows)
 
 
+def bucketed(order: Ints, lengths: Ints, rows: int, batch_rows: int, seed: int, span: Span) -> Ints:
+    """The same rows; in every `rows` of them those of one batch are about equally long, the batches at
+    random.
+
+    lengths: of the window's rows, not of the order.
+    """
+    parts: list[Ints] = []
+    for start in range(0, len(order), rows):
+        some = order[start : start + rows]
+        some = some[np.argsort(lengths[some], kind="stable")]
+        batches = [some[at : at + batch_rows] for at in range(0, len(some), batch_rows)]
+        # One that is not full stays last, or it would shift all behind it.
+        full = len(some) // batch_rows
+        parts += [batches[at] for at in permutation(full, seed, span.epoch, span.number, start)]
+        parts += batches[full:]
+    return np.concatenate(parts)
+
+
 def permutation(count: int, *name: int) -> Ints:
     """A permutation of range(count) that depends on `count` and `name` alone, on every machine and release.
 

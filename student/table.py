@@ -92,9 +92,12 @@ class Table:
         return len(self.keys)
 
     @property
-    def nbytes(self) -> int:
-        """Of its arrays."""
-        return sum(column.values.nbytes for column in self.columns.values())
+    def lengths(self) -> Ints:
+        """int64 [rows], items of the first varying input; 1 if none varies."""
+        for item in self.spec.inputs:
+            if item.varies:
+                return self.columns[f"in.{item.name}"].ragged().lengths
+        return np.ones(len(self), dtype=np.int64)
 
     def rows(self) -> Rows:
         """The same as `Rows`, but that sparse heads are decoded: see `decode`."""

@@ -55,6 +55,8 @@ class Window:
         """At least one table."""
         self._spec = parts[0].spec
         self._keys = [key for part in parts for key in part.keys]
+        self.lengths: Ints = np.concatenate([part.lengths for part in parts])
+        """int64 [rows], true extent of the first varying input; 1 if none varies."""
         self._columns = {name: _taker([part.columns[name] for part in parts]) for name in parts[0].columns}
 
     def __len__(self) -> int:
