@@ -33,6 +33,7 @@ import pyarrow as pa
 
 from pipeline.targets.errors import UserError
 from pipeline.targets.spec import Spec
+from student.config import ReadingConfig
 from student.table import Table, from_arrow, to_arrow
 
 _LOCKS = 256
@@ -61,6 +62,11 @@ class Cache:
             raise UserError(
                 f"the cache {directory} cannot be used ({error.strerror}): give another directory"
             ) from error
+
+    @classmethod
+    def of(cls, reading: ReadingConfig) -> Cache | None:
+        """The configured one, if there is."""
+        return None if reading.cache is None else cls(reading.cache, int(reading.cache_gigabytes * 1e9))
 
     def table(self, name: str, spec: Spec, make: Callable[[], Table]) -> Table:
         """The table of that name, made and kept if it is not there.

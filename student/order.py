@@ -14,6 +14,8 @@ from typing import Literal, overload
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from pipeline.targets.decoded import Ints
 from pipeline.targets.shards import Shard, Shards
@@ -156,21 +158,34 @@ def permutation(count: int, *name: int) -> Ints:
 
 
 def fingerprint(blocks: Blocks, spec_fingerprint: str) -> str:
-    """Names exactly these rows of this store, 32 hexadecimal digits."""
+    """Names exactly these rows of this store, 32 hexadecimal digits: the hash of the JSON
+    [spec, [[unit, sha256, start, stop], ...]].
+    """
     digest = hashlib.blake2b(f"[{json.dumps(spec_fingerprint)}, [".encode(), digest_size=16)
     for start in range(0, len(blocks), _SPELLED):
         part = blocks[start : start + _SPELLED]
-        units, hashes = (
-            column.astype(f"U{column.itemsize}").tolist()
-            for column in (part.shards.units, part.shards.sha256)
+        # Arrow spells a million of them in the time that `json` takes for fifty thousand.
+        first, last = (pa.array(column).cast(pa.string()) for column in (part.starts, part.stops))
+        words = [pa.scalar(word) for word in ('["', '", "', '", ', ", ", "]", "")]
+        units, hashes = _digits(part.shards.units), _digits(part.shards.sha256)
+        spelled = pc.binary_join_element_wise(
+            words[0], units, words[1], hashes, words[2], first, words[3], last, words[4], words[5]
         )
-        content = [
-            list(block)
-            for block in zip(units, hashes, part.starts.tolist(), part.stops.tolist(), strict=True)
-        ]
-        digest.update((", " if start else "").encode() + json.dumps(content)[1:-1].encode())
+        joined = pc.binary_join(pa.ListArray.from_arrays([0, len(spelled)], spelled), ", ")
+        digest.update((", " if start else "").encode() + joined[0].as_py().encode())
     digest.update(b"]]")
     return digest.hexdigest()
+
+
+def _digits(column: npt.NDArray[np.bytes_]) -> pa.Array:
+    """Equally long digits as Arrow's strings."""
+    fixed = pa.binary(column.itemsize)
+    data = pa.py_buffer(np.ascontiguousarray(column))
+    return (
+        pa.FixedSizeBinaryArray.from_buffers(fixed, len(column), [None, data])
+        .cast(pa.binary())
+        .cast(pa.string())
+    )
 
 
 def _fractions(shards: Shards) -> npt.NDArray[np.float64]:

@@ -25,6 +25,7 @@ from torch.nn.parallel import DistributedDataParallel
 from pipeline.targets.errors import ConfigError, DecantError
 from pipeline.targets.plausibility import check
 from student import optimizer
+from student.cache import Cache
 from student.checkpoint import Checkpoint, Checkpoints
 from student.config import FREE_ON_RESUME, TrainConfig
 from student.data import Batch, TargetReader
@@ -224,6 +225,8 @@ class _Run:
             options=config.store.options,
             vocabulary=config.vocabulary,
             records=self.records,
+            cache=Cache.of(config.reading),
+            bucket_rows=config.reading.bucket_rows if split == "train" else 0,
         )
 
     def _save(self, best: bool) -> None:

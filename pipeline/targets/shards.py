@@ -6,7 +6,7 @@ It knows commit records' plain columns and nothing of rows, orders or readers.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, overload
 
@@ -89,39 +89,32 @@ def shards_of(store: Store) -> Shards:
 
     Time and memory are those of the manifest's columns; only records that no manifest has are objects.
     """
-    pieces: tuple[list[npt.NDArray[Any]], ...] = ([], [], [], [], [])
-    for columns in _columns(store):
-        for part, column in zip(pieces, columns, strict=True):
-            part.append(column)
-    units = _joined(pieces[0], "S32")
-    order = np.argsort(units, kind="stable")
-    return Shards(
-        units[order],
-        _joined(pieces[1], "S16")[order],
-        _joined(pieces[2], "S64")[order],
-        _joined(pieces[3], "i8")[order],
-        _joined(pieces[4], "i8")[order],
-        CONTAINERS[store.spec.container].extension,
-    )
-
-
-def _joined(parts: list[npt.NDArray[Any]], dtype: str) -> npt.NDArray[Any]:
-    """The parts end to end; they are let go, so that no column is in memory twice for long."""
-    both = np.concatenate([np.zeros(0, dtype), *parts])
-    parts.clear()
-    return both
-
-
-def _columns(store: Store) -> Iterator[tuple[npt.NDArray[Any], ...]]:
+    # Room for all beforehand: what comes in pieces and is put together is in memory twice.
+    columns = [np.zeros(len(store.manifest()), dtype) for dtype in ("S32", "S16", "S64", "i8", "i8")]
+    filled = 0
     for batch in Follower(store).refresh():
-        full = batch.filter(pc.greater(batch.column("rows"), 0))
-        yield (
-            ids_of(full.column("unit")),
-            _digits(full.column("attempt"), 16),
-            _digits(full.column("shard_sha256"), 64),
-            full.column("shard_bytes").to_numpy(),
-            full.column("rows").to_numpy(),
-        )
+        pieces, stop = _columns(batch), 0
+        for at, piece in enumerate(pieces):
+            stop = filled + len(piece)
+            if stop > len(columns[at]):
+                columns[at] = np.resize(columns[at], 2 * stop)
+            columns[at][filled:stop] = piece
+        filled = stop
+    order = np.argsort(columns[0][:filled], kind="stable")
+    units, attempts, sha256, sizes, rows = (columns.pop(0)[:filled][order] for _ in range(5))
+    return Shards(units, attempts, sha256, sizes, rows, CONTAINERS[store.spec.container].extension)
+
+
+def _columns(batch: pa.RecordBatch) -> list[npt.NDArray[Any]]:
+    full = batch.select(["unit", "attempt", "shard_sha256", "shard_bytes", "rows"])
+    full = full.filter(pc.greater(full.column("rows"), 0))
+    return [
+        ids_of(full.column("unit")),
+        _digits(full.column("attempt"), 16),
+        _digits(full.column("shard_sha256"), 64),
+        full.column("shard_bytes").to_numpy(),
+        full.column("rows").to_numpy(),
+    ]
 
 
 def _digits(column: pa.Array, count: int) -> npt.NDArray[np.bytes_]:
