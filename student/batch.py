@@ -131,7 +131,7 @@ class Collator:
             counts=torch.from_numpy(counts),
             row_index=torch.from_numpy(np.repeat(np.arange(len(counts)), counts)),
             position_index=torch.from_numpy(ranges(np.zeros_like(counts), counts)),
-            targets={name: self._targets(rows.spec.head(name), rows.heads[name]) for name in self.heads},
+            targets={name: self._targets(table.spec.head(name), rows.heads[name]) for name in self.heads},
         )
 
     def _targets(self, head: Head, found: Encoded) -> TorchTargets:

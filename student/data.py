@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from torch.utils.data import IterableDataset, get_worker_info
@@ -26,7 +27,8 @@ from student.batch import Collator
 from student.batch import has_labels as has_labels
 from student.cache import Cache
 from student.config import VocabularyConfig
-from student.loading import Loader
+from student.ensemble import averaged_spec
+from student.loading import Loader, Teacher
 from student.order import Span, Split, blocks_of, bucketed, fingerprint, order_of, spans
 from student.prefetch import Cut, Prefetch
 from student.replay import Records, Replayer
@@ -93,6 +95,7 @@ class TargetReader(IterableDataset[Batch]):
         records: Records | None = None,
         cache: Cache | None = None,
         bucket_rows: int = 0,
+        teachers: Sequence[str] = (),
     ) -> None:
         if batch_rows < 1 or batch_rows % world_size:
             raise ConfigError(f"batch_rows {batch_rows} cannot be shared equally by {world_size} ranks")
@@ -106,18 +109,24 @@ class TargetReader(IterableDataset[Batch]):
         replayer = Replayer(self.store, records) if records and needs_replay(self.store.spec) else None
         self.id_map = id_map(vocabulary, self.store.spec)
         spec = replayer.spec if replayer else self.store.spec
+        self.heads = [spec.head(name).name for name in heads or ()]
+        if heads is None:
+            self.heads = [head.name for head in spec.heads]
+        stores = [Store.open(teacher, options) for teacher in teachers]
+        mean = averaged_spec([self.store.spec, *(s.spec for s in stores)], self.heads) if stores else None
+        if mean is not None:
+            spec = replace(spec, heads=mean.heads)
         self.spec = self.id_map.spec(spec) if self.id_map else spec
         """What batches hold: the store's, or in the words of the student's tokenizer."""
         skipped = {item.name for item in RECORDED} if keeps_ledger(self.store.spec) else set()
-        self.heads = [head.name for head in self.spec.heads] if heads is None else list(heads)
-        self.heads = [self.spec.head(name).name for name in self.heads]
         self._collate = Collator(self.spec, self.heads, frozenset(skipped), self.id_map, replayer)
-        self.loader = Loader(self.store, cache, self.id_map, replayer)
+        self.blocks = blocks_of(shards_of(self.store), split, holdout)
+        others = [Teacher(store, self.blocks.shards.units) for store in stores]
+        self.loader = Loader(self.store, cache, self.id_map, replayer, others, mean)
         self.batch_rows, self.rank, self.world_size = batch_rows, rank, world_size
         self.seed, self.split, self.holdout = seed, split, holdout
         self.window_shards, self.shuffle, self.ahead = window_shards, shuffle, ahead
         self.bucket_rows = bucket_rows
-        self.blocks = blocks_of(shards_of(self.store), split, holdout)
         self.rows = int(self.blocks.lengths.sum())
         """Rows of an epoch."""
         if not self.rows:
@@ -130,6 +139,9 @@ class TargetReader(IterableDataset[Batch]):
         """Whether the state is that of a DataLoader's worker, from which it goes on with its own next
         batch."""
         self._fingerprint = fingerprint(self.blocks, self.store.spec.fingerprint)
+        self._teachers = [
+            fingerprint(blocks_of(other.shards, "all", 0), other.store.spec.fingerprint) for other in others
+        ]
 
     def __iter__(self) -> Iterator[Batch]:
         """Endless, from where the state stands; each batch taken moves the state on."""
@@ -171,7 +183,7 @@ class TargetReader(IterableDataset[Batch]):
                 f"the reader's state has version {state.get('version')!r}, this Decant reads "
                 f"{STATE_VERSION}: resume with the release that wrote it"
             )
-        for name, ours in {"buckets": None, **self._identity()}.items():
+        for name, ours in {"teachers": None, "buckets": None, **self._identity()}.items():
             if state.get(name) != ours:
                 what = (
                     "the store's rows are not those of the interrupted run (has it been labelled further, or "
@@ -195,6 +207,7 @@ class TargetReader(IterableDataset[Batch]):
             "shuffle": self.shuffle,
             "store": self._fingerprint,
             "tokenizer": self.id_map.student.fingerprint if self.id_map else None,
+            **({"teachers": self._teachers} if self._teachers else {}),
             # Only where there are buckets does the order depend on the batches' size.
             **({"buckets": [self.bucket_rows, self.batch_rows]} if self.bucket_rows else {}),
         }
