@@ -10,8 +10,9 @@ WORKERS ?= 2
 PYTEST := $(BIN)/python -m pytest -q --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-BENCHMARKS := bench-label bench-read bench-scale bench-targets
-.PHONY: help install chromium demo test test-fast test-nodes test-s3 lint format bench $(BENCHMARKS) clean
+BENCHMARKS := bench-label bench-scale bench-targets
+STREAMING := .venv-streaming
+.PHONY: help install chromium demo test test-fast test-nodes test-s3 lint format bench bench-read $(BENCHMARKS) clean
 
 help:  ## this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -59,7 +60,19 @@ format: install  ## put the sources into the house's form
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(BENCHMARKS)  ## bench-label, bench-read, bench-scale, bench-targets; their figures into benchmarks/results
+bench: bench-read $(BENCHMARKS)  ## bench-label, bench-read, bench-scale, bench-targets; their figures into benchmarks/results
+
+# The others' readers come into environments of this one's making; MosaicML Streaming needs an older NumPy.
+bench-read: install $(STREAMING)/.installed
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[bench]'
+	tests/s3/ceph.sh install
+	$(BIN)/python -m benchmarks.read --streaming-python $(STREAMING)/bin/python
+	$(BIN)/python -m benchmarks.read --streaming-python $(STREAMING)/bin/python --s3 --contents sequences
+
+$(STREAMING)/.installed:
+	$(PYTHON) -m venv $(STREAMING)
+	$(STREAMING)/bin/pip install --quiet --disable-pip-version-check 'mosaicml-streaming>=0.13,<1' torch torchvision
+	@touch $@
 
 $(BENCHMARKS): bench-%: install
 	$(BIN)/python -m benchmarks.$* --threads $(THREADS)

@@ -32,8 +32,6 @@ from benchmarks.record import record
 STORE, CACHE, EMPTY = "Decant, store", "Decant, cache", "Decant, empty cache"
 BARE = bare.name
 STREAMING = "MosaicML Streaming"
-REMOTE = ("sequences",)
-"""Contents that are read from S3 too."""
 
 
 class Measurer:
@@ -209,7 +207,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1, help="ignored: nothing computes")
     parser.add_argument("--contents", nargs="+", default=list(CONTENTS), choices=list(CONTENTS))
     parser.add_argument("--streaming-python", help="interpreter of an environment with MosaicML Streaming")
-    parser.add_argument("--no-s3", action="store_true", help="leave out Ceph's S3 server")
+    parser.add_argument("--s3", action="store_true", help="from Ceph's S3 server on loopback, and only that")
     parser.add_argument(
         "--only-prepare", action="store_true", help="write everybody's files, measure nothing"
     )
@@ -226,10 +224,8 @@ def main() -> None:
             sizes[name] = prepare(content, folder / name, measure)
             if arguments.only_prepare:
                 continue
-            where = [local(content, folder / name, scratch, measure)]
-            if name in REMOTE and not arguments.no_s3:
-                where.append(remote(content, folder / name, scratch, measure))
-            for found in (each for part in where for each in part):
+            measured = remote if arguments.s3 else local
+            for found in measured(content, folder / name, scratch, measure):
                 results.append(found)
                 size = sizes[name]["decant" if found["reader"].startswith("Decant") else found["reader"]]
                 found["rows_per_second"] = round(rate(found))
@@ -238,7 +234,10 @@ def main() -> None:
                 print(*(found[key] for key in shown if key in found), flush=True)
     measure.close()
     if not arguments.only_prepare:
-        record("read", {**summary(results), "bytes": sizes, "results": [_short(found) for found in results]})
+        record(
+            "read-s3" if arguments.s3 else "read",
+            {**summary(results), "bytes": sizes, "results": [_short(found) for found in results]},
+        )
 
 
 def _short(found: dict[str, Any]) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pipeline.targets.decoded import Ints
 from student.batch import Batch, Collator
 from student.loading import Loaded, Loader
+from student.memory import keep_freed_memory
 from student.order import Blocks, Span
 from student.replay import Origin
 from student.table import Table
@@ -71,6 +72,7 @@ class Prefetch:
 
         An exception arrives in the place of the batch that it is of.
         """
+        keep_freed_memory()
         loaders = ThreadPoolExecutor(LOADING, thread_name_prefix="decant-load")
         makers = ThreadPoolExecutor(MAKING, thread_name_prefix="decant-batch")
         loading: deque[tuple[Span, Future[_Ready]]] = deque()

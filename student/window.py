@@ -14,22 +14,49 @@ from pipeline.targets.decoded import Ints
 from student.table import Column, Table
 
 LONG = 256
-"""Mean bytes of a row from which copying slices is faster than laying the tables end to end and gathering."""
+"""Mean bytes of a row from which rows are taken from where they are; shorter ones are laid end to end."""
 
 
-class _Slices:
-    """A column of long rows of different lengths, which stay where they are."""
+class _Apart:
+    """A column of long rows, which stay where they are."""
 
     def __init__(self, parts: Sequence[Column]) -> None:
+        self._part = np.repeat(np.arange(len(parts)), [len(part) for part in parts])
+        self._row = np.concatenate([np.arange(len(part)) for part in parts])
+
+
+class _Alike(_Apart):
+    """All of one length: as many gathers as there are tables."""
+
+    def __init__(self, parts: Sequence[Column]) -> None:
+        super().__init__(parts)
+        self._values = [part.values for part in parts]
+
+    def take(self, rows: Ints) -> Column:
+        first = self._values[0]
+        if len(self._values) == 1:
+            return Column(first.take(rows, axis=0))
+        taken = np.empty((len(rows), *first.shape[1:]), first.dtype)
+        parts, places = self._part[rows], self._row[rows]
+        for part, values in enumerate(self._values):
+            chosen = np.flatnonzero(parts == part)
+            taken[chosen] = values.take(places[chosen], axis=0)
+        return Column(taken)
+
+
+class _Slices(_Apart):
+    """Of different lengths: a slice for each row."""
+
+    def __init__(self, parts: Sequence[Column]) -> None:
+        super().__init__(parts)
         ragged = [part.ragged() for part in parts]
         self._values = [part.values for part in ragged]
-        self._parts = np.repeat(np.arange(len(parts)), [len(part) for part in parts])
         self._starts = np.concatenate([part.offsets[:-1] for part in ragged])
         self._stops = np.concatenate([part.offsets[1:] for part in ragged])
 
     def take(self, rows: Ints) -> Column:
         starts, stops = self._starts[rows], self._stops[rows]
-        places = zip(self._parts[rows].tolist(), starts.tolist(), stops.tolist(), strict=True)
+        places = zip(self._part[rows].tolist(), starts.tolist(), stops.tolist(), strict=True)
         values = np.concatenate([self._values[part][start:stop] for part, start, stop in places])
         return Column(values, offsets_of(stops - starts))
 
@@ -68,8 +95,9 @@ class Window:
         return Table(self._spec, [self._keys[row] for row in rows.tolist()], columns)
 
 
-def _taker(parts: Sequence[Column]) -> _Slices | _Gathered:
+def _taker(parts: Sequence[Column]) -> _Alike | _Slices | _Gathered:
     parts = [part for part in parts if len(part)] or parts
-    alike = all(part.bounds is None for part in parts) and len({part.values.shape[1:] for part in parts}) == 1
-    size = sum(part.values.nbytes for part in parts)
-    return _Slices(parts) if not alike and size >= LONG * sum(map(len, parts)) else _Gathered(parts)
+    if sum(part.values.nbytes for part in parts) < LONG * sum(map(len, parts)):
+        return _Gathered(parts)
+    kinds = {(part.bounds is None, part.values.shape[1:], part.values.dtype) for part in parts}
+    return _Alike(parts) if len(kinds) == 1 and parts[0].bounds is None else _Slices(parts)

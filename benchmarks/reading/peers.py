@@ -242,6 +242,10 @@ class Bare(Peer):
             yield {name: np.array(arrays[name][b[row] : b[row + 1]]) for name, b in bounds.items()}
 
     def read(self, access: Access) -> Batches:
+        return _Again(self, access)
+
+    def epoch(self, access: Access) -> Iterator[Any]:
+        """One."""
         folder = Path(access.url)
         bounds = {path.stem: np.load(path) for path in folder.glob("*.npy")}
         data = {name: np.memmap(folder / name, np.uint8, "r") for name in bounds}
@@ -263,6 +267,14 @@ class Bare(Peer):
         for first in range(0, rows, access.batch_rows):
             chosen = order[first : first + access.batch_rows]
             yield {name: tensor(name, chosen) for name in bounds}
+
+
+class _Again:
+    def __init__(self, bare: Bare, access: Access) -> None:
+        self._bare, self._access = bare, access
+
+    def __iter__(self) -> Iterator[Any]:
+        return self._bare.epoch(self._access)
 
 
 BARE = Bare()
@@ -288,9 +300,10 @@ def _opened(options: dict[str, Any], url: str, *_: object, **__: object) -> Any:
     return fsspec.open(url, "rb", **options).open()
 
 
-def _arrays(sample: dict[str, Any]) -> Sample:
-    return {
+def _arrays(sample: dict[str, Any]) -> dict[str, Any]:
+    arrays = {
         name.removesuffix(".bin"): np.frombuffer(data, DTYPES[name.removesuffix(".bin")])
         for name, data in sample.items()
         if name.endswith(".bin")
     }
+    return {"__key__": sample["__key__"], **arrays}

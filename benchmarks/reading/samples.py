@@ -23,7 +23,7 @@ DTYPES = {"tokens": "<u2", "count": "|u1", "ids": "<u2", "weights": "<f4", "logi
 def collate(batch: list[Sample]) -> dict[str, torch.Tensor]:
     """What every reader ends with: tokens padded, all else end to end, ids int64, numbers float32."""
     tensors = {}
-    for name in batch[0]:
+    for name in batch[0].keys() & DTYPES.keys():
         arrays = [sample[name] for sample in batch]
         if name == "tokens":
             lengths = [len(array) for array in arrays]

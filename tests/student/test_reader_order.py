@@ -13,6 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pipeline.targets.errors import ConfigError, UserError
+from student import data
 from student.data import TargetReader
 from student.order import permutation
 
@@ -166,6 +167,40 @@ def test_impossible_worlds_and_empty_sides_are_refused(token_store: Any) -> None
         reader(url, split="holdout", holdout=0.0)
     with pytest.raises(UserError, match="no store"):
         reader(url + "-not")
+
+
+@settings(max_examples=10, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(workers=st.integers(1, 5), batches=st.lists(st.integers(0, 12), min_size=1, max_size=3))
+def test_workers_in_turns_give_the_order_of_one_and_go_on_where_they_were_interrupted(
+    token_store: Any, workers: int, batches: list[int]
+) -> None:
+    """As a stateful loader does it: each worker has its own copy and its own state, also when it resumes."""
+    url = token_store()
+
+    class Worker:
+        def __init__(self, number: int) -> None:
+            self.id, self.num_workers = number, workers
+
+    states: list[Any] = [None] * workers
+    seen: list[str] = []
+    turn = 0
+    with pytest.MonkeyPatch.context() as patch:
+        for count in batches:
+            readers, streams = [], []
+            for number in range(workers):
+                patch.setattr(data, "get_worker_info", lambda number=number: Worker(number))
+                readers.append(reader(url, heads=[]))
+                if states[number] is not None:
+                    readers[-1].load_state_dict(states[number])
+                streams.append(iter(readers[-1]))
+            for _ in range(count):
+                patch.setattr(data, "get_worker_info", lambda number=turn: Worker(number))
+                seen += next(streams[turn]).keys
+                states[turn] = readers[turn].state_dict()
+                turn = (turn + 1) % workers
+            for stream in streams:
+                stream.close()  # type: ignore[attr-defined]
+    assert seen == keys_of(itertools.islice(reader(url), sum(batches)))
 
 
 @pytest.mark.parametrize("workers", [0, 3])
