@@ -112,7 +112,7 @@ def remote(content: Content, folder: Path, scratch: Path, measure: Measurer) -> 
 
     with served(scratch / "ceph") as options:
         files = fsspec.filesystem("s3", **options)
-        files.mkdir("benchmark")
+        files.call_s3("create_bucket", Bucket="benchmark")
         base = {"batch_rows": content.batch_rows, "scratch": str(scratch), "options": options, "workers": 0}
         jobs: list[dict[str, Any]] = [
             {"reader": STORE, "url": "s3://benchmark/decant"},

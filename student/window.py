@@ -56,6 +56,8 @@ class _Slices(_Apart):
 
     def take(self, rows: Ints) -> Column:
         starts, stops = self._starts[rows], self._stops[rows]
+        if len(self._values) == 1 and bool((starts[1:] == stops[:-1]).all()):  # in order
+            return Column(self._values[0][starts[0] : stops[-1]].copy(), offsets_of(stops - starts))
         places = zip(self._part[rows].tolist(), starts.tolist(), stops.tolist(), strict=True)
         values = np.concatenate([self._values[part][start:stop] for part, start, stop in places])
         return Column(values, offsets_of(stops - starts))
