@@ -181,11 +181,15 @@ def summary(results: list[dict[str, Any]]) -> dict[str, Any]:
             (r[name] for key, r in ratios.items() if part in key and r.get(name) is not None), default=None
         )
 
+    def fixed_least(name: str) -> float | None:
+        mine = [r for key, r in ratios.items() if f", {name}, " in key and key.endswith(", cache")]
+        return min((r["over_best_peer"] for r in mine if r["over_best_peer"] is not None), default=None)
+
     fixed = [c.name for c in CONTENTS.values() if c.fixed]
     return {
         "over_best_peer_min": least("over_best_peer", "cache"),
         "over_best_peer_fixed_min": min(
-            (value for name in fixed if (value := least("over_best_peer", f"{name}, ")) is not None),
+            (value for name in fixed if (value := fixed_least(name)) is not None),
             default=None,
         ),
         "over_bare_min": least("over_bare", ", cache"),
