@@ -99,6 +99,7 @@ class Prefetch:
                             begin()
                     pieces.append((loading[0][1], start, stop))
                 made.append((makers.submit(self._make, pieces), cut))
+                del pieces  # they keep windows in memory
                 if left:
                     gate = made[-1][0]
                 while len(loading) <= self._depth and begin():
@@ -130,11 +131,14 @@ class Prefetch:
             window, self._order(span, window), [origin for each in loaded for origin in each.origins]
         )
 
-    def _make(self, pieces: Sequence[tuple[Future[_Ready], int, int]]) -> Batch:
+    def _make(self, pieces: list[tuple[Future[_Ready], int, int]]) -> Batch:
         tables, origins = [], []
         for future, start, stop in pieces:
             ready = future.result()
             rows = ready.order[start:stop]
             tables.append(ready.window.take(rows))
             origins += [ready.origins[row] for row in rows.tolist()] if ready.origins else []
+        # Whoever waits for the batch may load the next window, so these are let go before it is told.
+        pieces.clear()
+        del future, ready
         return self._collate(Table.concatenate(tables), origins)
