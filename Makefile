@@ -12,8 +12,9 @@ WORKERS ?= 4
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-BENCHMARKS := bench-label bench-loss bench-read bench-scale bench-sweep bench-targets
-.PHONY: help install chromium demo test test-fast test-nodes test-s3 lint format bench $(BENCHMARKS) clean
+BENCHMARKS := bench-label bench-loss bench-scale bench-sweep bench-targets
+STREAMING := .venv-streaming
+.PHONY: help install chromium demo test test-fast test-nodes test-s3 lint format bench bench-read $(BENCHMARKS) clean
 
 help:  ## this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -69,10 +70,22 @@ format: install  ## put the sources into the house's form
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(BENCHMARKS)  ## bench-label, bench-loss, bench-read, bench-scale, bench-sweep, bench-targets; their figures into benchmarks/results
+bench: bench-read $(BENCHMARKS)  ## all of them; their figures into benchmarks/results
+
+# The others' readers come into environments of this one's making; MosaicML Streaming needs an older NumPy.
+bench-read: install $(STREAMING)/.installed
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[bench]'
+	tests/s3/ceph.sh install
+	$(BIN)/python -m benchmarks.read --streaming-python $(STREAMING)/bin/python
+	$(BIN)/python -m benchmarks.read --streaming-python $(STREAMING)/bin/python --s3 --contents sequences
+
+$(STREAMING)/.installed:
+	$(PYTHON) -m venv $(STREAMING)
+	$(STREAMING)/bin/pip install --quiet --disable-pip-version-check 'mosaicml-streaming>=0.13,<1' torch torchvision
+	@touch $@
 
 $(BENCHMARKS): bench-%: install
 	$(BIN)/python -m benchmarks.$* --threads $(THREADS)
 
 clean:  ## remove what the targets above made
-	rm -rf $(VENV) demo-output .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) $(STREAMING) demo-output .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

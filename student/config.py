@@ -218,6 +218,21 @@ class StoreLocation(Config):
     """fsspec options of the URL, for example {endpoint_url: …}. Credentials belong in the environment."""
 
 
+class ReadingConfig(Config):
+    """How a store is read, beyond which rows come when."""
+
+    cache: str | None = None
+    """A local directory for decoded shards, which ranks, later epochs and other runs on this machine share.
+    null keeps none: right for a local store that is read once."""
+
+    cache_gigabytes: PositiveFloat = 100.0
+    """What the directory holds at most; what was used longest ago goes first. 1 is 10^9 bytes."""
+
+    bucket_rows: NonNegativeInt = 0
+    """Rows that are sorted by length together, so that a batch's are about equally long; 0 sorts none. At
+    least `batch_rows`."""
+
+
 class VocabularyConfig(Config):
     """The student's tokenizer. One with other ids than the store's learns from it through an id map."""
 
@@ -322,6 +337,9 @@ class TrainConfig(Config):
     window_shards: PositiveInt = 8
     """Shards in memory whose rows are shuffled together; the next as many are fetched meanwhile."""
 
+    reading: ReadingConfig = ReadingConfig()
+    """The cache of this machine, and buckets of rows of equal length."""
+
     evaluate_every: PositiveInt = 200
     """Steps between evaluations on the held-out shards; the last step is always evaluated."""
 
@@ -357,6 +375,7 @@ FREE_ON_RESUME = frozenset(
         "accumulation",
         "check_rows",
         "device",
+        "reading",
         "evaluate_every",
         "checkpoint_every",
         "log_every",
@@ -364,8 +383,8 @@ FREE_ON_RESUME = frozenset(
         "trackers",
     }
 )
-"""What may change between a run and its continuation. The reader's state says which store it was, and which
-tokenizer the student's.
+"""What may change between a run and its continuation. The reader's state says which store it was, which
+buckets, and which tokenizer the student's.
 """
 
 OWN = frozenset(

@@ -15,11 +15,11 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.targets.commit import Commit
 from pipeline.targets.errors import CorruptShard, SpecMismatch
 from pipeline.targets.ragged import Array, Ragged
 from pipeline.targets.replay import Unrenderable, ledger, replay_of, replayed
 from pipeline.targets.rows import Rows
+from pipeline.targets.shards import Shard
 from pipeline.targets.store import Store
 
 Data = Mapping[str, Any]
@@ -53,28 +53,28 @@ class Replayer:
         self._replay = replay_of(store.spec)
         self.spec = replayed(store.spec)
 
-    def origins(self, rows: Rows, commit: Commit) -> list[Origin]:
+    def origins(self, rows: Rows, shard: Shard) -> list[Origin]:
         """Of all rows of a shard, in order; the unit's records are read once, in order, and not decoded.
 
         Raises SpecMismatch naming store, shard and key when the corpus has another record in a row's or its
         partner's place, or none; CorruptShard for a broken ledger; and what reading the corpus raises.
         """
         found: list[Origin] = []
-        shard = str(commit.shard)
+        name = shard.shard
         held: OrderedDict[int, tuple[str, Data]] = OrderedDict()
-        with closing(self._records(commit.unit)) as records:  # type: ignore[type-var]
+        with closing(self._records(shard.unit)) as records:  # type: ignore[type-var]
             for row, key, data in records:
                 while len(found) < len(rows) and rows.row[len(found)] == row:
                     at = len(found)
                     if rows.keys[at] != key:
-                        raise self._refusal(rows, at, shard, f"the corpus has {key!r} in its place")
-                    found.append(Origin(shard, data, self._partner(rows, at, shard, held)))
+                        raise self._refusal(rows, at, name, f"the corpus has {key!r} in its place")
+                    found.append(Origin(name, data, self._partner(rows, at, name, held)))
                 if len(found) == len(rows):
                     return found
                 held[row] = key, data
                 while len(held) > self._replay.reach:
                     held.popitem(last=False)
-        raise self._refusal(rows, len(found), shard, "the corpus has no such record in its place")
+        raise self._refusal(rows, len(found), name, "the corpus has no such record in its place")
 
     def _partner(
         self, rows: Rows, at: int, shard: str, held: Mapping[int, tuple[str, Data]]

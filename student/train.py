@@ -19,6 +19,7 @@ from torch import Tensor
 from pipeline.targets.errors import ConfigError, DecantError
 from pipeline.targets.plausibility import check
 from student import flops, optimizer
+from student.cache import Cache
 from student.config import OWN, TrainConfig
 from student.data import Batch, TargetReader
 from student.distributed import World, joined
@@ -186,9 +187,9 @@ class _Run:
 
         Raises CorruptShard.
         """
-        commits = [block.commit for block in self.reader.blocks]
+        shards = self.reader.blocks.shards
         config = learner.config
-        found = check(self.reader.store, commits, config.head, config.check_rows, config.seed)
+        found = check(self.reader.store, shards, config.head, config.check_rows, config.seed)
         shift = found.shift if found.shift is not None and found.shift.groups else None
         return Checked(
             step=learner.step,
@@ -218,6 +219,8 @@ class _Run:
             options=config.store.options,
             vocabulary=config.vocabulary,
             records=self.records,
+            cache=Cache.of(config.reading),
+            bucket_rows=config.reading.bucket_rows if split == "train" else 0,
         )
 
 

@@ -1,95 +1,105 @@
-"""Rows laid end to end and indexed by row, so that taking a batch costs what the batch weighs.
+"""Tables laid end to end and indexed by row, so that taking a batch costs what the batch weighs.
 
-Knows how rows are stored, nothing of orders, batches or tensors.
+Knows tables, nothing of orders, batches or tensors.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
-from pipeline.targets.codecs.base import Array, offsets_of, ranges
+from pipeline.targets.codecs.base import offsets_of, ranges
 from pipeline.targets.decoded import Ints
-from pipeline.targets.ragged import Ragged
-from pipeline.targets.rows import Rows
+from student.table import Column, Table
 
-LONG = 16
-"""Items per row from which copying slices is faster than gathering items one by one."""
+LONG = 256
+"""Mean bytes of a row from which rows are taken from where they are; shorter ones are laid end to end."""
 
 
-@dataclass(frozen=True)
-class _Column:
-    """One stored array, and where each row begins: int64 [rows + 1]. width: items of every row, or 0."""
+class _Apart:
+    """A column of long rows, which stay where they are."""
 
-    values: Array
-    bounds: Ints
-    width: int
+    def __init__(self, parts: Sequence[Column]) -> None:
+        self._part = np.repeat(np.arange(len(parts)), [len(part) for part in parts])
+        self._row = np.concatenate([np.arange(len(part)) for part in parts])
 
-    @classmethod
-    def of(cls, values: Array, bounds: Ints) -> _Column:
-        lengths = np.diff(bounds)
-        width = int(lengths[0]) if len(lengths) and bool((lengths == lengths[0]).all()) else 0
-        return cls(values, bounds, width)
 
-    def take(self, rows: Ints) -> Array:
-        """The items of the chosen rows, end to end."""
-        if self.width:
-            shape = self.values.shape[1:]
-            chosen: Array = self.values.reshape(-1, self.width, *shape)[rows]
-            return chosen.reshape(-1, *shape)
-        starts, stops = self.bounds[rows], self.bounds[rows + 1]
-        if len(self.values) < LONG * (len(self.bounds) - 1):
-            return self.values[ranges(starts, stops - starts)]
-        return np.concatenate(
-            [self.values[a:b] for a, b in zip(starts.tolist(), stops.tolist(), strict=True)]
-        )
+class _Alike(_Apart):
+    """All of one length: as many gathers as there are tables."""
+
+    def __init__(self, parts: Sequence[Column]) -> None:
+        super().__init__(parts)
+        self._values = [part.values for part in parts]
+
+    def take(self, rows: Ints) -> Column:
+        first = self._values[0]
+        if len(self._values) == 1:
+            return Column(first.take(rows, axis=0))
+        taken = np.empty((len(rows), *first.shape[1:]), first.dtype)
+        parts, places = self._part[rows], self._row[rows]
+        for part, values in enumerate(self._values):
+            chosen = np.flatnonzero(parts == part)
+            taken[chosen] = values.take(places[chosen], axis=0)
+        return Column(taken)
+
+
+class _Slices(_Apart):
+    """Of different lengths: a slice for each row."""
+
+    def __init__(self, parts: Sequence[Column]) -> None:
+        super().__init__(parts)
+        ragged = [part.ragged() for part in parts]
+        self._values = [part.values for part in ragged]
+        self._starts = np.concatenate([part.offsets[:-1] for part in ragged])
+        self._stops = np.concatenate([part.offsets[1:] for part in ragged])
+
+    def take(self, rows: Ints) -> Column:
+        starts, stops = self._starts[rows], self._stops[rows]
+        if len(self._values) == 1 and bool((starts[1:] == stops[:-1]).all()):  # in order
+            return Column(self._values[0][starts[0] : stops[-1]].copy(), offsets_of(stops - starts))
+        places = zip(self._part[rows].tolist(), starts.tolist(), stops.tolist(), strict=True)
+        values = np.concatenate([self._values[part][start:stop] for part, start, stop in places])
+        return Column(values, offsets_of(stops - starts))
+
+
+class _Gathered:
+    """A column of short rows, end to end."""
+
+    def __init__(self, parts: Sequence[Column]) -> None:
+        self._column = Column.concatenate(parts)
+
+    def take(self, rows: Ints) -> Column:
+        bounds = self._column.bounds
+        if bounds is None:
+            return Column(self._column.values.take(rows, axis=0))
+        starts, lengths = bounds[rows], bounds[rows + 1] - bounds[rows]
+        return Column(self._column.values[ranges(starts, lengths)], offsets_of(lengths))
 
 
 class Window:
     """Some thousand rows in memory."""
 
-    def __init__(self, parts: Sequence[Rows]) -> None:
-        self._rows = rows = Rows.concatenate(parts)
-        self._inputs = {
-            name: _Column.of(stored.values, stored.offsets)
-            for name, stored in rows.inputs.items()
-            if isinstance(stored, Ragged)
-        }
-        self._heads = {}
-        for head in rows.spec.heads:
-            encoded, targets = rows.heads[head.name], offsets_of(rows.counts(head))
-            self._heads[head.name] = {
-                field.name: _Column.of(
-                    encoded[field.name],
-                    targets if field.counted_by is None else offsets_of(encoded[field.counted_by])[targets],
-                )
-                for field in head.codec.layout(head.size)
-            }
+    def __init__(self, parts: Sequence[Table]) -> None:
+        """At least one table."""
+        self._spec = parts[0].spec
+        self._keys = [key for part in parts for key in part.keys]
+        self.lengths: Ints = np.concatenate([part.lengths for part in parts])
+        """int64 [rows], true extent of the first varying input; 1 if none varies."""
+        self._columns = {name: _taker([part.columns[name] for part in parts]) for name in parts[0].columns}
 
     def __len__(self) -> int:
-        return len(self._rows)
+        return len(self._keys)
 
-    def take(self, rows: Ints) -> Rows:
-        """The chosen rows, in the order given: the same as `Rows.take`."""
-        whole = self._rows
-        inputs: dict[str, Array | Ragged] = {}
-        for name, stored in whole.inputs.items():
-            if isinstance(stored, Ragged):
-                inputs[name] = Ragged(self._inputs[name].take(rows), offsets_of(stored.lengths[rows]))
-            else:
-                inputs[name] = stored[rows]
-        return Rows(
-            spec=whole.spec,
-            keys=[whole.keys[i] for i in rows.tolist()],
-            row=whole.row[rows],
-            view=whole.view[rows],
-            views=whole.views[rows],
-            targets=whole.targets[rows],
-            inputs=inputs,
-            heads={
-                head: {name: column.take(rows) for name, column in columns.items()}
-                for head, columns in self._heads.items()
-            },
-        )
+    def take(self, rows: Ints) -> Table:
+        """The chosen rows, in the order given, as arrays of their own."""
+        columns = {name: column.take(rows) for name, column in self._columns.items()}
+        return Table(self._spec, [self._keys[row] for row in rows.tolist()], columns)
+
+
+def _taker(parts: Sequence[Column]) -> _Alike | _Slices | _Gathered:
+    parts = [part for part in parts if len(part)] or parts
+    if sum(part.values.nbytes for part in parts) < LONG * sum(map(len, parts)):
+        return _Gathered(parts)
+    kinds = {(part.bounds is None, part.values.shape[1:], part.values.dtype) for part in parts}
+    return _Alike(parts) if len(kinds) == 1 and parts[0].bounds is None else _Slices(parts)

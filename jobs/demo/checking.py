@@ -16,6 +16,7 @@ from jobs.totals import Totals
 from pipeline.job import LabelJob
 from pipeline.targets.codecs import Dense
 from pipeline.targets.errors import LabellingFailed
+from pipeline.targets.shards import shards_of
 from pipeline.targets.store import Store
 from pipeline.targets.verify import Verification
 from student.order import blocks_of
@@ -180,6 +181,7 @@ def _sizes(result: StoreResult) -> Table:
 
 def held_out_nll(store: Store, holdout: float) -> float:
     """The teacher's loss on the labels of the held-out shards, nats per token, from their commit records."""
-    held = [block.commit for block in blocks_of(list(store.commits()), "holdout", holdout)]
+    units = {block.shard.unit for block in blocks_of(shards_of(store), "holdout", holdout)}
+    held = [commit for commit in store.commits() if commit.unit in units]
     total = sum(commit.statistics[f"{HEAD}.label_nll"] * commit.targets for commit in held)
     return total / sum(commit.targets for commit in held)

@@ -31,6 +31,7 @@ from pipeline.targets.decoded import (
 from pipeline.targets.errors import CorruptShard
 from pipeline.targets.ragged import ranges
 from pipeline.targets.rows import Rows
+from pipeline.targets.shards import Shard, Shards
 from pipeline.targets.spec import TOKENS
 from pipeline.targets.store import Store
 
@@ -247,15 +248,18 @@ class Checked:
     shift: Shift | None
 
 
-def check(store: Store, commits: Sequence[Commit], head: str, rows: int, seed: int = 0) -> Checked:
+def check(store: Store, commits: Sequence[Commit | Shard], head: str, rows: int, seed: int = 0) -> Checked:
     """Look at some rows of some shards, at most SHARDS of them; the cost does not grow with the store.
 
-    commits: those to choose from. Raises CorruptShard, which names the shard and the record, for a checksum
-    that is wrong, for a target that is no distribution, and for targets that clearly stand one position off.
+    commits: those to choose from; `Shards` are chosen from without an object each. Raises CorruptShard, which
+    names the shard and the record, for a checksum that is wrong, for a target that is no distribution, and
+    for targets that clearly stand one position off.
     """
     declared = store.spec.head(head)
     rng = np.random.default_rng(seed)
-    having = sorted((commit for commit in commits if commit.rows), key=lambda commit: commit.unit)
+    having: Sequence[Commit | Shard] = commits
+    if not isinstance(commits, Shards):
+        having = sorted((commit for commit in commits if commit.rows), key=lambda commit: commit.unit)
     chosen = [having[i] for i in rng.permutation(len(having))[:SHARDS]]
     test, seen, targets = ShiftTest(), 0, 0
     sequences = declared.positions == "next_token" and any(i.name == TOKENS for i in store.spec.inputs)
@@ -286,7 +290,7 @@ def check(store: Store, commits: Sequence[Commit], head: str, rows: int, seed: i
     return Checked(len(chosen), seen, targets, shift)
 
 
-def pick(store: Store, commit: Commit, rows: Ints) -> Iterator[Rows]:
+def pick(store: Store, commit: Commit | Shard, rows: Ints) -> Iterator[Rows]:
     """Some rows of a unit, by their places in the shard, ascending. The shard's checksum is verified."""
     start = 0
     for part in store.read(commit):

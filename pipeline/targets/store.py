@@ -29,6 +29,7 @@ from pipeline.targets.unit import Quarantined, Unit
 from pipeline.targets.writer import ShardWriter
 
 if TYPE_CHECKING:
+    from pipeline.targets.shards import Shard
     from pipeline.targets.verify import Verification
 
 SPEC = "spec.json"
@@ -193,7 +194,7 @@ class Store:
 
     # Reading
 
-    def read(self, commit: Commit) -> Iterator[Rows]:
+    def read(self, commit: Commit | Shard) -> Iterator[Rows]:
         """The rows of a unit, a row group at a time, after the checksum of the whole shard was verified.
 
         Raises CorruptShard, or SpecMismatch for a shard of another store; both name the shard.

@@ -13,6 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pipeline.targets.errors import ConfigError, UserError
+from student import data
 from student.data import TargetReader
 from student.order import permutation
 
@@ -127,8 +128,8 @@ def test_each_side_has_a_shard_whatever_the_share(token_store: Any, holdout: flo
 def test_a_shard_keeps_its_side_when_the_store_grows(token_store: Any) -> None:
     small = reader(token_store([2] * 10, name="a"), split="holdout", holdout=0.4)
     large = reader(token_store([2] * 20, name="b"), split="holdout", holdout=0.4)
-    first_ten = {b.commit.unit for b in reader(token_store([2] * 10, name="a")).blocks}
-    assert {b.commit.unit for b in small.blocks} == {b.commit.unit for b in large.blocks} & first_ten
+    first_ten = {b.shard.unit for b in reader(token_store([2] * 10, name="a")).blocks}
+    assert {b.shard.unit for b in small.blocks} == {b.shard.unit for b in large.blocks} & first_ten
 
 
 def test_a_store_of_one_shard_holds_out_its_last_rows(token_store: Any) -> None:
@@ -168,18 +169,66 @@ def test_impossible_worlds_and_empty_sides_are_refused(token_store: Any) -> None
         reader(url + "-not")
 
 
-def test_a_dataloader_without_workers_gives_the_same_batches_and_with_workers_is_refused(
-    token_store: Any,
+@settings(max_examples=10, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(workers=st.integers(1, 5), batches=st.lists(st.integers(0, 12), min_size=1, max_size=3))
+def test_workers_in_turns_give_the_order_of_one_and_go_on_where_they_were_interrupted(
+    token_store: Any, workers: int, batches: list[int]
 ) -> None:
+    """As a stateful loader does it: each worker has its own copy and its own state, also when it resumes."""
     url = token_store()
-    loader: Any = torch.utils.data.DataLoader(reader(url), batch_size=None)
-    ours = keys_of(itertools.islice(reader(url), 5))
-    assert keys_of(itertools.islice(loader, 5)) == ours
-    workers: Any = torch.utils.data.DataLoader(reader(url), batch_size=None, num_workers=1)
-    stream = iter(workers)
-    with pytest.raises(Exception, match="num_workers=0"):
-        next(stream)
-    stream._shutdown_workers()  # found as garbage, it would wait five seconds for its process
+
+    class Worker:
+        def __init__(self, number: int) -> None:
+            self.id, self.num_workers = number, workers
+
+    states: list[Any] = [None] * workers
+    seen: list[str] = []
+    turn = 0
+    with pytest.MonkeyPatch.context() as patch:
+        for count in batches:
+            readers, streams = [], []
+            for number in range(workers):
+                patch.setattr(data, "get_worker_info", lambda number=number: Worker(number))
+                readers.append(reader(url, heads=[]))
+                if states[number] is not None:
+                    readers[-1].load_state_dict(states[number])
+                streams.append(iter(readers[-1]))
+            for _ in range(count):
+                patch.setattr(data, "get_worker_info", lambda number=turn: Worker(number))
+                seen += next(streams[turn]).keys
+                states[turn] = readers[turn].state_dict()
+                turn = (turn + 1) % workers
+            for stream in streams:
+                stream.close()  # type: ignore[attr-defined]
+    assert seen == keys_of(itertools.islice(reader(url), sum(batches)))
+
+
+@pytest.mark.parametrize("workers", [0, 3])
+def test_in_a_dataloader_the_batches_and_their_order_are_the_same(token_store: Any, workers: int) -> None:
+    """Three workers take batches in turns, over the border of epochs too."""
+    url = token_store()
+    loader: Any = torch.utils.data.DataLoader(reader(url), batch_size=None, num_workers=workers)
+    stream = iter(loader)
+    assert keys_of(itertools.islice(stream, 9)) == keys_of(itertools.islice(reader(url), 9))
+    if workers:
+        stream._shutdown_workers()  # found as garbage, it would wait five seconds for its processes
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_stateful_dataloader_resumes_at_the_exact_batch(token_store: Any, workers: int) -> None:
+    stateful = pytest.importorskip("torchdata.stateful_dataloader")
+    url = token_store()
+
+    def loader() -> Any:
+        return stateful.StatefulDataLoader(reader(url), batch_size=None, num_workers=workers)
+
+    first = loader()
+    seen = keys_of(itertools.islice(first, 5))
+    state = first.state_dict()
+    second = loader()
+    second.load_state_dict(state)
+    seen += keys_of(itertools.islice(second, 5))
+    assert seen == keys_of(itertools.islice(reader(url), 10))
 
 
 def test_from_s3_come_the_batches_of_the_local_store(

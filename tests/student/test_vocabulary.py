@@ -243,7 +243,7 @@ def test_every_shard_is_compared_once(
     monkeypatch.setattr(type(found), "check", counted)
     for epoch in range(2):
         assert sum(map(len, reader.epoch(epoch))) == reader.rows
-    assert sorted(compared) == sorted(str(block.commit.shard) for block in reader.blocks)
+    assert sorted(compared) == sorted(block.shard.shard for block in reader.blocks)
     assert len(compared) > 2
 
 

@@ -13,10 +13,12 @@ from pipeline.targets.ragged import Ragged
 from pipeline.targets.rows import Rows
 from pipeline.targets.store import Store
 from student import window
+from student.table import Table, lay_out
 from student.window import Window
 
 
-def arrays(rows: Rows) -> dict[str, Any]:
+def arrays(table: Table) -> dict[str, Any]:
+    rows = table.rows()
     found: dict[str, Any] = {"keys": np.array(rows.keys), "row": rows.row, "targets": rows.targets}
     for name, stored in rows.inputs.items():
         if isinstance(stored, Ragged):
@@ -42,8 +44,8 @@ def test_a_window_takes_what_rows_take(
     chosen = np.array(data.draw(st.lists(st.integers(0, 25), min_size=1, max_size=30)), dtype=np.int64)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(window, "LONG", long)
-        ours = arrays(Window(parts).take(chosen))
-    wanted = arrays(Rows.concatenate(parts).take(chosen))
+        ours = arrays(Window([lay_out(part) for part in parts]).take(chosen))
+    wanted = arrays(lay_out(Rows.concatenate(parts).take(chosen)))
     assert ours.keys() == wanted.keys()
     for name in wanted:
         assert ours[name].dtype == wanted[name].dtype, name
@@ -54,5 +56,6 @@ def test_a_window_of_images_takes_what_rows_take(image_store: Any) -> None:
     store = Store.open(image_store(codec="threshold"))
     parts = [part for commit in store.commits() for part in store.read(commit)]
     chosen = np.array([3, 59, 3, 0])
-    ours, wanted = arrays(Window(parts).take(chosen)), arrays(Rows.concatenate(parts).take(chosen))
+    ours = arrays(Window([lay_out(part) for part in parts]).take(chosen))
+    wanted = arrays(lay_out(Rows.concatenate(parts).take(chosen)))
     assert all(np.array_equal(ours[name], wanted[name]) for name in wanted)

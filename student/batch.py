@@ -1,0 +1,169 @@
+"""Batches: rows of a window as torch tensors.
+
+Knows tables and tensors, nothing of shards, orders or threads.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from pipeline.targets.codecs import Dense, Embedding
+from pipeline.targets.codecs.base import Encoded, ranges
+from pipeline.targets.id_map import IdMap
+from pipeline.targets.ragged import Ragged
+from pipeline.targets.spec import Head, Spec
+from student.replay import Origin, Replayer
+from student.table import Table, decode
+from student.targets import TorchDense, TorchEmbedding, TorchTargets, to_torch
+
+TOKENS = "tokens"
+"""The input whose next items are the labels of a "next_token" head."""
+
+LABEL = "label"
+"""The input, if a store has it, that holds the label of a "single" head."""
+
+
+def has_labels(spec: Spec, head: str) -> bool:
+    """Whether the store knows the true classes of the head's targets; embeddings have none."""
+    wanted = LABEL if spec.head(head).positions == "single" else TOKENS
+    return spec.head(head).codec.of == "logits" and any(item.name == wanted for item in spec.inputs)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Some rows of a store.
+
+    inputs: by name, [B, ...]; a varying first dimension is padded with zeros to the longest, [B, L, ...].
+    Unsigned integers of two and more bytes come as int64, all else as stored; the ledger of views and their
+    digests are left out. lengths: int64 [B], true extent of the first varying input (1 if none varies).
+    counts: int64 [B], targets per row of each "next_token" head. row_index, position_index: int64 [N], where
+    in a [B, L] batch those N targets are: `outputs[row_index, position_index]` is [N, ...].
+    targets: by head, N targets for "next_token", B for "single". keys: the records' keys.
+    """
+
+    spec: Spec
+    keys: Sequence[str]
+    inputs: Mapping[str, Tensor]
+    lengths: Tensor
+    counts: Tensor
+    row_index: Tensor
+    position_index: Tensor
+    targets: Mapping[str, TorchTargets]
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def pick(self, outputs: Tensor, head: str) -> Tensor:
+        """Outputs that have a target: [B, L, V] -> [N, V] for "next_token", else [B, V] as it is."""
+        if self.spec.head(head).positions == "single":
+            return outputs
+        return outputs[self.row_index, self.position_index]
+
+    def labels(self, head: str) -> Tensor | None:
+        """int64 [N], the tokens that really came next; for a "single" head the input "label", if there is."""
+        if not has_labels(self.spec, head):
+            return None
+        if self.spec.head(head).positions == "single":
+            return self.inputs[LABEL].long()
+        return self.inputs[TOKENS][self.row_index, self.position_index + 1].long()
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
+        """The same on another device."""
+
+        def move(tensor: Tensor) -> Tensor:
+            return tensor.to(device, non_blocking=non_blocking)
+
+        return dataclasses.replace(
+            self,
+            inputs={name: move(tensor) for name, tensor in self.inputs.items()},
+            lengths=move(self.lengths),
+            counts=move(self.counts),
+            row_index=move(self.row_index),
+            position_index=move(self.position_index),
+            targets={name: t.to(device, non_blocking) for name, t in self.targets.items()},
+        )
+
+
+@dataclass(frozen=True)
+class Collator:
+    """Makes batches of tables' rows. Several threads may use it.
+
+    spec: of the batches. heads: those that are decoded. skipped: inputs that batches leave out.
+    """
+
+    spec: Spec
+    heads: Sequence[str]
+    skipped: frozenset[str] = frozenset()
+    id_map: IdMap | None = None
+    replayer: Replayer | None = None
+
+    def __call__(self, table: Table, origins: Sequence[Origin]) -> Batch:
+        """Raises as `Replayer.render`."""
+        rows = table.rows()
+        if self.replayer is not None:
+            rows = self.replayer.render(rows, origins)
+        inputs, lengths = {}, None
+        for name, stored in rows.inputs.items():
+            if name in self.skipped:
+                continue
+            if self.id_map is not None and name == TOKENS:
+                stored = self.id_map.tokens(stored)
+            if isinstance(stored, Ragged):
+                inputs[name] = _padded(stored)
+                lengths = stored.lengths if lengths is None else lengths
+            else:
+                inputs[name] = _tensor(stored)
+        counts = rows.targets.astype(np.int64)
+        return Batch(
+            spec=self.spec,
+            keys=rows.keys,
+            inputs=inputs,
+            lengths=torch.from_numpy(np.ones(len(rows), dtype=np.int64) if lengths is None else lengths),
+            counts=torch.from_numpy(counts),
+            row_index=torch.from_numpy(np.repeat(np.arange(len(counts)), counts)),
+            position_index=torch.from_numpy(ranges(np.zeros_like(counts), counts)),
+            targets={name: self._targets(table.spec.head(name), rows.heads[name]) for name in self.heads},
+        )
+
+    def _targets(self, head: Head, found: Encoded) -> TorchTargets:
+        if self.id_map is not None:
+            return to_torch(self.id_map.targets(decode(head, found), head))
+        # torch widens float16 eighteen times as fast as NumPy.
+        match head.codec:
+            case Dense(dtype="float16"):
+                return TorchDense(torch.from_numpy(found["logits"]).float())
+            case Embedding(dtype="float16"):
+                return TorchEmbedding(torch.from_numpy(found["vectors"]).float())
+        return to_torch(decode(head, found))
+
+
+def _padded(ragged: Ragged) -> Tensor:
+    """[rows, longest, ...], zeros after each row's own items."""
+    lengths = ragged.lengths
+    longest = int(lengths.max(initial=0))
+    shape = (len(lengths), longest, *ragged.values.shape[1:])
+    if bool((lengths == longest).all()):
+        return _tensor(ragged.values.reshape(shape))
+    padded = np.zeros(shape, dtype=_widened(ragged.values.dtype))
+    bounds = ragged.offsets.tolist()
+    for row, (start, stop) in enumerate(pairwise(bounds)):
+        padded[row, : stop - start] = ragged.values[start:stop]
+    return torch.from_numpy(padded)
+
+
+def _tensor(array: npt.NDArray[Any]) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(array, dtype=_widened(array.dtype)))
+
+
+def _widened(dtype: np.dtype[Any]) -> np.dtype[Any]:
+    """Integers that torch has few kernels for become int64."""
+    return np.dtype(np.int64) if dtype.kind == "u" and dtype.itemsize > 1 else dtype
