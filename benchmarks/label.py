@@ -34,10 +34,10 @@ from pipeline.batching import Part, batches, render, windows
 from pipeline.engine.base import Committed, Engine, Started
 from pipeline.engine.local import Local
 from pipeline.engine.ray import RayEngine
-from pipeline.inference import keep_freed_memory
 from pipeline.job import LabelJob
 from pipeline.prepare import prepare
 from pipeline.stream import chunks
+from pipeline.targets.memory import keep_freed_memory
 from pipeline.targets.store import Store
 from pipeline.teachers.logits import as_logits
 

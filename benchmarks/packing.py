@@ -22,7 +22,7 @@ import torch
 from benchmarks.material import VOCABULARY, language_model
 from benchmarks.record import record
 from pipeline.batching import Item, Part, Window, batches
-from pipeline.inference import keep_freed_memory
+from pipeline.targets.memory import keep_freed_memory
 from pipeline.targets.spec import Input
 from pipeline.teachers.base import Packs, Teacher
 from pipeline.teachers.logits import as_logits

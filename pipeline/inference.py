@@ -6,7 +6,6 @@ logits, it does not know.
 
 from __future__ import annotations
 
-import ctypes
 import gc
 import os
 import platform
@@ -19,6 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from pipeline.batching import Part
 from pipeline.targets.errors import DecantError, TeacherError
+from pipeline.targets.memory import keep_freed_memory
 from pipeline.targets.spec import Head
 from pipeline.targets.unit import Quarantined
 from pipeline.teachers.base import Batch, Teacher
@@ -28,9 +28,6 @@ if TYPE_CHECKING:
     import torch
 
 T = TypeVar("T")
-
-TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3
-"""glibc's numbers of the two settings, from malloc.h."""
 
 
 @dataclass(frozen=True)
@@ -183,20 +180,6 @@ def free_memory() -> None:
 
     gc.collect()
     torch.cuda.empty_cache()  # does nothing in a process that has not used CUDA
-
-
-def keep_freed_memory() -> None:
-    """Have the C library keep what large tensors leave, instead of giving it back to the system.
-
-    Each batch frees the tensors that the next one asks for again. glibc unmaps blocks of that size, and a new
-    one is faulted in page by page: on a small model up to half of the time. What other C libraries do, stays.
-    """
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (OSError, AttributeError):
-        return
-    mallopt(TRIM_THRESHOLD, 2**31 - 1)
-    mallopt(MMAP_THRESHOLD, 2**30)
 
 
 def device_name(device: torch.device) -> str:

@@ -11,9 +11,9 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 from pipeline.targets.decoded import Ints
+from pipeline.targets.memory import keep_freed_memory
 from student.batch import Batch, Collator
 from student.loading import Loaded, Loader
-from student.memory import keep_freed_memory
 from student.order import Blocks, Span
 from student.replay import Origin
 from student.table import Table
