@@ -74,9 +74,7 @@ class Material:
         rows = torch.arange(tokens).repeat_interleave(counts)
         ids = torch.randint(classes, (len(rows),), generator=generator)
         bounds = np.concatenate([[0], np.cumsum(counts.numpy())])
-        return TorchSparse(
-            ids, 1 / counts[rows].float(), rows, bounds, classes, np.ones(tokens, dtype=np.int64)
-        )
+        return TorchSparse(ids, 1 / counts[rows].float(), bounds, classes, np.ones(tokens, dtype=np.int64))
 
     def step(self, arm: str) -> Step:
         """One step of an arm."""

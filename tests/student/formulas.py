@@ -45,7 +45,6 @@ def topp(z: Tensor, counts: list[int], betas: tuple[float, ...] = BETAS) -> Torc
     return TorchTopP(
         torch.cat([part.ids[0] for part in parts]),
         torch.cat([part.log_probs[0] for part in parts]),
-        torch.arange(len(counts)).repeat_interleave(torch.tensor(counts)),
         np.concatenate([[0], np.cumsum(counts)]),
         betas,
         torch.cat([part.tail_log_mass for part in parts]),

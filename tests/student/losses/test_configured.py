@@ -112,9 +112,7 @@ def test_labels_are_smoothed_and_decoupled_parts_weighted_as_configured() -> Non
 def test_a_loss_that_does_not_fit_is_refused_with_what_would() -> None:
     z = logits(1)
     n = 100
-    draws = TorchSparse(
-        torch.zeros(n).long(), torch.ones(n), torch.arange(n), np.arange(n + 1), V, np.zeros(n)
-    )
+    draws = TorchSparse(torch.zeros(n).long(), torch.ones(n), np.arange(n + 1), V, np.zeros(n))
     with pytest.raises(
         ConfigError, match="topk_kl cannot learn from sparse targets; use sparse_cross_entropy"
     ):

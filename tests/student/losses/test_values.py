@@ -81,11 +81,9 @@ def test_memory_beside_logits_and_gradient_is_a_part_not_the_whole(monkeypatch: 
     """No operation makes a tensor of the size of the logits but the one that holds their gradient."""
     n, v = 512, 16384
     z = torch.randn(n, v).requires_grad_()
-    rows = torch.arange(n).repeat_interleave(8)
     targets = TorchSparse(
         torch.randint(0, v, (n * 8,)),
         torch.full((n * 8,), 1 / 8),
-        rows,
         np.arange(n + 1) * 8,
         v,
         np.ones(n, dtype=int),
