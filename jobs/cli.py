@@ -27,6 +27,7 @@ from jobs.commands import (
     label,
     merge,
     plan,
+    recipe,
     repair,
     retry,
     stats,
@@ -132,6 +133,7 @@ convert.register(app)
 train.register(app)
 watch.register(app)
 demo.register(app)
+recipe.register(app)
 interchange.register(app)
 config.register(app)
 

@@ -1,0 +1,90 @@
+"""`decant recipe`: published results, reproduced."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from jobs.demo.stages import Stages
+    from jobs.recipes.results import Results, Row
+
+recipe = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
+
+
+def register(app: typer.Typer) -> None:
+    """Adds the command."""
+    app.add_typer(recipe, name="recipe")
+
+
+@recipe.callback()
+def recipes() -> None:
+    """Reproduce a paper: label real data, train students from the stores, compare.
+
+    Everything is kept in --output, so a recipe that is stopped goes on where it was, and one that asks for
+    more seeds trains only those. At the end there are results.json, table.md and figure.svg.
+
+    \b
+      decant recipe hinton --data DATA --quick      all of it in seconds; its figures say nothing
+      decant recipe hinton --data DATA              temperatures, missing digits, ensembles on MNIST
+      decant recipe mimic --data DATA               shallow nets that mimic ResNets on CIFAR-10
+
+    Next: docs/recipes.md has what came out, beside the papers' figures
+    """
+
+
+Data = Annotated[Path, typer.Option("--data", "-d", help="Folder with the data set's files.")]
+Output = Annotated[Path | None, typer.Option("--output", "-o", help="Folder of all that is made.")]
+Quick = Annotated[bool, typer.Option("--quick", help="A miniature in seconds: it shows that all runs.")]
+Seeds = Annotated[int | None, typer.Option(min=1, help="Repetitions.", show_default="three")]
+
+
+@recipe.command()
+def hinton(
+    data: Data,
+    output: Output = None,
+    quick: Quick = False,
+    seeds: Seeds = None,
+    members: Annotated[
+        int | None, typer.Option(min=1, help="Teachers of the ensemble.", show_default="ten")
+    ] = None,
+) -> None:
+    """Distilling the Knowledge in a Neural Network (2015), section 3: MNIST.
+
+    Teachers of 2 × 1200 units with dropout on jittered digits, students of 2 × 800 from labels and from the
+    store, transfer sets without 3s and of 7s and 8s alone, temperatures for small students, an ensemble as the
+    teacher, 3 % of the transfer set. DATA/mnist has the four idx.gz files.
+    """
+    from jobs.recipes import hinton as paper
+    from jobs.recipes import hinton_results
+
+    settings = paper.quick() if quick else paper.HintonSettings()
+    asked = {"seeds": seeds, "members": members}
+    settings = settings.model_copy(update={k: v for k, v in asked.items() if v is not None})
+    folder, stages = _open(output, "hinton", quick)
+    results = paper.reproduce(data, folder, settings, stages)
+    _close(stages, folder, results, hinton_results.ROWS, 1)
+    hinton_results.draw(results, folder / "figure.svg")
+
+
+def _open(output: Path | None, name: str, quick: bool) -> tuple[Path, Stages]:
+    from jobs.demo.stages import Stages
+    from jobs.terminal import err
+
+    folder = output or Path("runs") / (f"recipe-{name}-quick" if quick else f"recipe-{name}")
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder, Stages(err())
+
+
+def _close(stages: Stages, folder: Path, results: Results, rows: Sequence[Row], digits: int) -> None:
+    from jobs.terminal import out
+
+    results.write(folder / "results.json")
+    table = results.table(rows, digits)
+    (folder / "table.md").write_text(table)
+    out().print(table, markup=False, soft_wrap=True)
+    stages.say(f"results.json, table.md and figure.svg are in {folder}")
