@@ -40,7 +40,7 @@ def recipes() -> None:
 Data = Annotated[Path, typer.Option("--data", "-d", help="Folder with the data set's files.")]
 Output = Annotated[Path | None, typer.Option("--output", "-o", help="Folder of all that is made.")]
 Quick = Annotated[bool, typer.Option("--quick", help="A miniature in seconds: it shows that all runs.")]
-Seeds = Annotated[int | None, typer.Option(min=1, help="Repetitions.", show_default="three")]
+Seeds = Annotated[int | None, typer.Option(min=1, help="Repetitions.", show_default="three, of mimic two")]
 
 
 @recipe.command()
@@ -55,9 +55,9 @@ def hinton(
 ) -> None:
     """Distilling the Knowledge in a Neural Network (2015), section 3: MNIST.
 
-    Teachers of 2 × 1200 units with dropout on jittered digits, students of 2 × 800 from labels and from the
-    store, transfer sets without 3s and of 7s and 8s alone, temperatures for small students, an ensemble as the
-    teacher, 3 % of the transfer set. DATA/mnist has the four idx.gz files.
+    Teachers of 2 × 1200 units with dropout on jittered digits; students of 2 × 800 from labels and from the
+    store; transfer sets without 3s, and of 7s and 8s alone; temperatures for small students; an ensemble as
+    the teacher; 3 % of the transfer set. DATA/mnist has the four idx.gz files.
     """
     from jobs.recipes import hinton as paper
     from jobs.recipes import hinton_results
@@ -69,6 +69,27 @@ def hinton(
     results = paper.reproduce(data, folder, settings, stages)
     _close(stages, folder, results, hinton_results.ROWS, 1)
     hinton_results.draw(results, folder / "figure.svg")
+
+
+@recipe.command()
+def mimic(data: Data, output: Output = None, quick: Quick = False, seeds: Seeds = None) -> None:
+    """Do Deep Nets Really Need to be Deep? (2014), section 4: CIFAR-10.
+
+    An ensemble of pretrained ResNets labels views of the training pictures. Nets of one convolution and one
+    wide layer behind a linear bottleneck, in three sizes, learn the labels of these views, or mimic what the
+    ensemble says of them: by L2 on logits, by KL, or after the weakest ResNet alone. DATA/cifar10 has the
+    pictures, DATA/weights/resnet_cifar the ResNets.
+    """
+    from jobs.recipes import mimic as paper
+    from jobs.recipes import mimic_results
+
+    settings = paper.quick() if quick else paper.MimicSettings()
+    if seeds is not None:
+        settings = settings.model_copy(update={"seeds": seeds})
+    folder, stages = _open(output, "mimic", quick)
+    results = paper.reproduce(data, folder, settings, stages)
+    _close(stages, folder, results, mimic_results.rows(dict(results.settings)), 2)
+    mimic_results.draw(results, folder / "figure.svg")
 
 
 def _open(output: Path | None, name: str, quick: bool) -> tuple[Path, Stages]:

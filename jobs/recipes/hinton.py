@@ -42,7 +42,7 @@ TRANSFER: dict[str, list[int]] = {
 class StudentSettings(Config):
     """The students and their training; none of them is shown a jittered digit."""
 
-    hidden: list[PositiveInt] = [800, 800]
+    hidden: list[PositiveInt] = Field(default=[800, 800], min_length=1)
     """Widths of the hidden layers."""
 
     temperature: PositiveFloat = 20.0
@@ -70,10 +70,10 @@ class StudentSettings(Config):
 class SweepSettings(Config):
     """Temperatures for smaller students."""
 
-    widths: list[PositiveInt] = [300, 30]
+    widths: list[PositiveInt] = Field(default=[300, 30], min_length=1)
     """Of both hidden layers."""
 
-    temperatures: list[PositiveFloat] = [1.0, 2.5, 4.0, 8.0, 20.0]
+    temperatures: list[PositiveFloat] = Field(default=[1.0, 2.5, 4.0, 8.0, 20.0], min_length=1)
     """Tried for each width."""
 
     epochs: PositiveInt = 10
@@ -176,18 +176,21 @@ class _Recipe:
 
     def teacher(self, members: list[int]) -> AnyTeacher:
         """One teacher, or the ensemble of several."""
-        one: list[AnyTeacher] = [
-            TorchCallable(
-                factory="jobs.recipes.networks:digit_teacher",
-                arguments={
-                    "hidden": self.settings.teacher.hidden,
-                    "checkpoint": str(self.folder / "teachers" / str(member) / "last"),
-                },
-                heads={HEAD: mnist.CLASSES},
-                device="cpu",
-            )
-            for member in members
-        ]
+        one: list[AnyTeacher] = Field(
+            default=[
+                TorchCallable(
+                    factory="jobs.recipes.networks:digit_teacher",
+                    arguments={
+                        "hidden": self.settings.teacher.hidden,
+                        "checkpoint": str(self.folder / "teachers" / str(member) / "last"),
+                    },
+                    heads={HEAD: mnist.CLASSES},
+                    device="cpu",
+                )
+                for member in members
+            ],
+            min_length=1,
+        )
         return one[0] if len(one) == 1 else Ensemble(members=one, average="probabilities")
 
     def label(self, transfer: str, members: list[int]) -> Store:

@@ -1,4 +1,4 @@
-"""What came out of Hinton's recipe, beside the paper's figures: JSON, a table, a picture. It trains nothing."""
+"""What came out of Hinton's recipe, beside the paper's figures: a table, a picture. It trains nothing."""
 
 from __future__ import annotations
 

@@ -86,7 +86,7 @@ class MimicSettings(Config):
     seeds: PositiveInt = 2
     """Students of each kind."""
 
-    teachers: list[PositiveInt] = [20, 32, 44, 56]
+    teachers: list[PositiveInt] = Field(default=[20, 32, 44, 56], min_length=1)
     """Layers of the ResNets of the ensemble; the first is a teacher of its own too."""
 
     precision: Precision = "bfloat16"

@@ -1,4 +1,4 @@
-"""What came out of Ba & Caruana's recipe, beside the paper's figures: a table, a picture. It trains nothing."""
+"""What came out of Ba & Caruana's recipe, beside the paper's: a table, a picture. It trains nothing."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ KINDS = {"labels": "labels", "mimic": "mimic of the ensemble, L2 on logits"}
 
 
 def rows(settings: dict[str, Any]) -> list[Row]:
-    """Of the table, for these sizes and teachers. The paper's are test accuracies, percent, of its Table 2."""
+    """The table's, for these sizes and teachers. The paper's are test accuracies in percent (its table 2)."""
     *_, largest = sizes = list(settings["student"]["sizes"])
     single = f"resnet{settings['teachers'][0]}"
     return [

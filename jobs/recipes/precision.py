@@ -5,4 +5,4 @@ from __future__ import annotations
 from typing import Literal
 
 Precision = Literal["float32", "bfloat16"]
-"""Of products. bfloat16 is several times faster on CPUs with AMX and on accelerators, and slower elsewhere."""
+"""Of products. bfloat16 is several times as fast on CPUs with AMX and on accelerators, slower elsewhere."""

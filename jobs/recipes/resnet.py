@@ -19,7 +19,7 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 class ResNet(nn.Module):
-    """6 n + 2 layers: a convolution, three stages of n blocks of 16, 32 and 64 channels, a mean, a linear layer.
+    """6 n + 2 layers: a convolution, three stages of n blocks of 16, 32 and 64 channels, a linear layer.
 
     uint8 [B, 3, 32, 32] -> logits float32 [B, 10].
     """
@@ -48,7 +48,7 @@ class ResNet(nn.Module):
 
 
 class _Block(nn.Module):
-    """Two convolutions; where they halve the image, the shortcut takes every second pixel and zero channels."""
+    """Two convolutions; where they halve the image, the shortcut has every second pixel and zero channels."""
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
@@ -95,7 +95,7 @@ def load(path: Path, depth: int) -> ResNet:
 
 
 class Committee(nn.Module):
-    """Several ResNets asked at once: the head "ensemble" is the mean of their logits, "resnet20" one alone."""
+    """Several ResNets at once: the head "ensemble" is the mean of their logits, "resnet20" one alone."""
 
     def __init__(self, nets: Sequence[tuple[int, ResNet]], precision: Precision) -> None:
         super().__init__()

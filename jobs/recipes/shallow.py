@@ -10,7 +10,7 @@ from jobs.recipes.cifar10 import CLASSES, SIDE
 
 
 class ShallowNet(nn.Module):
-    """One convolution 5 × 5 with ReLU and max-pooling, then a wide ReLU layer behind a linear bottleneck of k.
+    """One convolution 5 × 5 with ReLU and max-pooling, then a wide ReLU layer behind a linear bottleneck.
 
     Ba & Caruana 2014, sections 2.3 and 4.2: the weights into the wide layer, W [H, D], are a product
     U [H, k] V [k, D] with nothing between the two. Without a bottleneck W is whole.

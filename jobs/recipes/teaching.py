@@ -25,12 +25,12 @@ from student.checkpoint import Checkpoints
 class TeacherSettings(Config):
     """A teacher and its training."""
 
-    hidden: list[PositiveInt] = [1200, 1200]
+    hidden: list[PositiveInt] = Field(default=[1200, 1200], min_length=1)
     """Widths of the hidden layers."""
 
     dropout: float = Field(default=0.25, ge=0, lt=1)
-    """Share of the hidden units that is dropped. Half of them, and a fifth of the pixels, as Srivastava et al.
-    drop over thousands of epochs, leaves 98 errors after 60."""
+    """Share of the hidden units that is dropped. Half of them and a fifth of the pixels, which Srivastava et
+    al. drop over thousands of epochs, left 98 errors after 60."""
 
     shift_pixels: NonNegativeInt = 2
     """How far a digit may be moved along either axis."""
