@@ -114,6 +114,7 @@ def decant(
       decant verify STORE                       that every shard is whole
       decant audit job.yaml                     that it is what the teacher says
       decant train job.yaml                     a student from the store
+      decant recipe hinton --data DATA          a paper's results, reproduced
       decant import FORMAT SOURCE STORE         a store of what another system has captured
 
     Any key of the job can be given on the command line: decant label job.yaml label.replicas.max=8

@@ -14,8 +14,9 @@ from pydantic import Field, PositiveFloat, PositiveInt
 
 from jobs.demo.stages import Stages, StepView, plural
 from jobs.recipes import mnist
-from jobs.recipes.hinton_results import Results, bias_corrected, temperature_name
+from jobs.recipes.hinton_results import bias_corrected, temperature_name
 from jobs.recipes.precision import Precision
+from jobs.recipes.results import Results
 from jobs.recipes.running import answers, errors, labelled, steps_of, trained
 from jobs.recipes.teaching import TeacherSettings, teach
 from pipeline.config import Config
@@ -92,8 +93,8 @@ class HintonSettings(Config):
     share: float = Field(default=0.03, gt=0, le=1)
     """Of the transfer set, where a small share of it is used."""
 
-    every: PositiveInt = 1
-    """Takes every so-maniest training digit."""
+    digits: PositiveInt | None = None
+    """Takes so many of the training digits; by default all."""
 
     unit_rows: PositiveInt = 4096
     """Digits of a unit of the store."""
@@ -107,6 +108,12 @@ class HintonSettings(Config):
     sweep: SweepSettings = SweepSettings()
     """Temperatures for smaller students."""
 
+    def at(self, precision: Precision) -> HintonSettings:
+        """The same with all nets in that precision."""
+        changed = {"precision": precision}
+        parts = {"teacher": self.teacher, "student": self.student}
+        return self.model_copy(update={k: part.model_copy(update=changed) for k, part in parts.items()})
+
 
 def quick() -> HintonSettings:
     """All of it in seconds, with figures that show only that it runs."""
@@ -114,7 +121,7 @@ def quick() -> HintonSettings:
         seeds=2,
         members=3,
         share=0.2,
-        every=100,
+        digits=600,
         unit_rows=256,
         teacher=TeacherSettings(hidden=[32, 32], epochs=2, checkpoint_epochs=1),
         student=StudentSettings(hidden=[32, 32], epochs=2, few_epochs=2),
@@ -125,7 +132,7 @@ def quick() -> HintonSettings:
 def reproduce(data: Path, output: Path, settings: HintonSettings, stages: Stages) -> Results:
     """Everything in `output`, which keeps what is done already. Raises what labelling and training raise."""
     digits, test = mnist.read(data, "train"), mnist.read(data, "test")
-    digits = mnist.Digits(digits.images[:: settings.every], digits.labels[:: settings.every])
+    digits = mnist.Digits(digits.images[: settings.digits], digits.labels[: settings.digits])
     recipe = _Recipe(output.resolve(), settings, digits, test, stages)
     mnist.write_corpus(recipe.corpus, digits)
     with stages.stage(
@@ -176,21 +183,18 @@ class _Recipe:
 
     def teacher(self, members: list[int]) -> AnyTeacher:
         """One teacher, or the ensemble of several."""
-        one: list[AnyTeacher] = Field(
-            default=[
-                TorchCallable(
-                    factory="jobs.recipes.networks:digit_teacher",
-                    arguments={
-                        "hidden": self.settings.teacher.hidden,
-                        "checkpoint": str(self.folder / "teachers" / str(member) / "last"),
-                    },
-                    heads={HEAD: mnist.CLASSES},
-                    device="cpu",
-                )
-                for member in members
-            ],
-            min_length=1,
-        )
+        one: list[AnyTeacher] = [
+            TorchCallable(
+                factory="jobs.recipes.networks:digit_teacher",
+                arguments={
+                    "hidden": self.settings.teacher.hidden,
+                    "checkpoint": str(self.folder / "teachers" / str(member) / "last"),
+                },
+                heads={HEAD: mnist.CLASSES},
+                device="cpu",
+            )
+            for member in members
+        ]
         return one[0] if len(one) == 1 else Ensemble(members=one, average="probabilities")
 
     def label(self, transfer: str, members: list[int]) -> Store:

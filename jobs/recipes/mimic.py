@@ -98,8 +98,8 @@ class MimicSettings(Config):
     smallest_crop: float = Field(default=0.7, gt=0, le=1)
     """Of a picture's area."""
 
-    every: PositiveInt = 1
-    """Takes every so-maniest training picture."""
+    pictures: PositiveInt | None = None
+    """Takes so many of the training pictures; by default all."""
 
     unit_rows: PositiveInt = 2000
     """Pictures of a unit of the store."""
@@ -107,12 +107,17 @@ class MimicSettings(Config):
     student: StudentSettings = StudentSettings()
     """All students."""
 
+    def at(self, precision: Precision) -> MimicSettings:
+        """The same with all nets in that precision."""
+        student = self.student.model_copy(update={"precision": precision})
+        return self.model_copy(update={"precision": precision, "student": student})
+
 
 def quick() -> MimicSettings:
     """All of it in seconds, with figures that show only that it runs."""
     return MimicSettings(
         teachers=[20],
-        every=200,
+        pictures=250,
         unit_rows=100,
         student=StudentSettings(
             channels=4,
@@ -160,8 +165,8 @@ class _Recipe:
         self.test = cifar10.read(self.data, "test")
         if not self.corpus.exists():
             images, labels = cifar10.read(self.data, "train")
-            every = self.settings.every
-            cifar10.write_corpus(self.corpus, cifar10.Pictures(images[::every], labels[::every]))
+            some = slice(self.settings.pictures)
+            cifar10.write_corpus(self.corpus, cifar10.Pictures(images[some], labels[some]))
 
     def teacher(self) -> TorchCallable:
         """The ResNets, each a head, and the mean of their logits."""

@@ -42,7 +42,9 @@ def draw(results: Results, path: Path) -> None:
     *_, largest = weights
     for kind, title in KINDS.items():
         found = {size: values[f"{kind}-{size}"] for size in weights}
-        (line,) = axis.plot(weights.values(), [fmean(v) for v in found.values()], marker="_", label=title)
+        (line,) = axis.plot(
+            list(weights.values()), [fmean(v) for v in found.values()], marker="_", label=title
+        )
         for size, accuracies in found.items():
             axis.plot([weights[size]] * len(accuracies), accuracies, "o", color=line.get_color(), alpha=0.5)
     for kind, title, marker in (

@@ -24,6 +24,9 @@ class ResNet(nn.Module):
     uint8 [B, 3, 32, 32] -> logits float32 [B, 10].
     """
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(self, depth: int) -> None:
         super().__init__()
         blocks, rest = divmod(depth - 2, 6)
@@ -91,7 +94,7 @@ def load(path: Path, depth: int) -> ResNet:
     except (OSError, RuntimeError, KeyError, TypeError, pickle.UnpicklingError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"{path} has no weights of a ResNet-{depth} ({reason}): copy it again") from error
-    return net.to(memory_format=torch.channels_last).eval()
+    return net.eval()
 
 
 class Committee(nn.Module):

@@ -73,7 +73,8 @@ def trained(students: Mapping[str, TrainConfig], stages: Stages) -> None:
 def answers(checkpoint: Path, spec: Spec, images: npt.NDArray[np.uint8]) -> Tensor:
     """A trained student's logits of images, float32 [N, classes]."""
     model = restore(checkpoint, spec).model
-    return torch.cat([model(part).float() for part in torch.from_numpy(images.copy()).split(TEST_ROWS)])
+    parts = torch.split(torch.from_numpy(images.copy()), TEST_ROWS)
+    return torch.cat([model(part).float() for part in parts])
 
 
 def errors(logits: Tensor, labels: npt.NDArray[np.int64]) -> int:

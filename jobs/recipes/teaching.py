@@ -79,7 +79,7 @@ def teach(
         generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
         torch.manual_seed(generator.initial_seed())
         order = torch.randperm(len(images), generator=generator)
-        for step, chosen in enumerate(order.split(settings.batch_rows), start=epoch * steps):
+        for step, chosen in enumerate(torch.split(order, settings.batch_rows), start=epoch * steps):
             rate = 0.5 * (1 + math.cos(math.pi * step / (steps * settings.epochs)))
             for group in optimizer.param_groups:
                 group["lr"] = settings.learning_rate * rate
