@@ -66,7 +66,7 @@ def hinton(
     quick: Quick = False,
     seeds: Seeds = None,
     members: Annotated[
-        int | None, typer.Option(min=1, help="Teachers of the ensemble.", show_default="ten")
+        int | None, typer.Option(min=0, help="Teachers of the ensemble; 0: none.", show_default="ten")
     ] = None,
     precision: Precision = Numbers.bfloat16,
 ) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from pydantic import Field, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 
 from jobs.demo.stages import Stages, StepView, plural
 from jobs.recipes import mnist
@@ -23,6 +23,7 @@ from pipeline.config import Config
 from pipeline.corpus import ParquetFiles
 from pipeline.job import Batching, LabelConfig, LabelJob, StoreConfig
 from pipeline.targets.codecs import Dense
+from pipeline.targets.spec import Spec
 from pipeline.targets.store import Store
 from pipeline.teachers import AnyTeacher, Batch, Ensemble, TorchCallable
 from pipeline.teachers.logits import as_logits
@@ -87,8 +88,8 @@ class HintonSettings(Config):
     seeds: PositiveInt = 3
     """Teachers, each with students of its own."""
 
-    members: PositiveInt = 10
-    """Teachers of the ensemble, those of the seeds among them."""
+    members: NonNegativeInt = 10
+    """Teachers of the ensemble, those of the seeds among them; below two there is no ensemble."""
 
     share: float = Field(default=0.03, gt=0, le=1)
     """Of the transfer set, where a small share of it is used."""
@@ -147,14 +148,13 @@ def reproduce(data: Path, output: Path, settings: HintonSettings, stages: Stages
     with stages.stage("Train the students", "On labels alone, and on what the stores say."):
         plans = dict(recipe.students(stores))
         trained(plans, stages)
-    members = list(range(settings.members))
-    with stages.stage(f"An ensemble of {len(members)} as the teacher", "The mean of what its members say."):
-        recipe.teach(members)
-        ensemble = recipe.label("all", members)
-        plans |= (mimics := dict(recipe.of_ensemble(ensemble)))
-        trained(mimics, stages)
+    if settings.members > 1:
+        with stages.stage(f"An ensemble of {settings.members} as the teacher", "The mean of its members."):
+            recipe.teach(range(settings.members))
+            plans |= (mimics := dict(recipe.of_ensemble(recipe.label("all", range(settings.members)))))
+            trained(mimics, stages)
     with stages.stage("Count the errors", f"On {len(test.labels):,} test digits that nobody has seen."):
-        return recipe.results(plans, ensemble)
+        return recipe.results(plans, stores[0, "all"].spec)
 
 
 class _Recipe:
@@ -181,7 +181,7 @@ class _Recipe:
                     self.folder / "teachers" / str(seed), self.digits, self.settings.teacher, seed, progress
                 )
 
-    def teacher(self, members: list[int]) -> AnyTeacher:
+    def teacher(self, members: Sequence[int]) -> AnyTeacher:
         """One teacher, or the ensemble of several."""
         one: list[AnyTeacher] = [
             TorchCallable(
@@ -197,7 +197,7 @@ class _Recipe:
         ]
         return one[0] if len(one) == 1 else Ensemble(members=one, average="probabilities")
 
-    def label(self, transfer: str, members: list[int]) -> Store:
+    def label(self, transfer: str, members: Sequence[int]) -> Store:
         """The store of a transfer set."""
         who = f"teacher-{members[0]}" if len(members) == 1 else f"ensemble-{len(members)}"
         job = LabelJob(
@@ -223,8 +223,8 @@ class _Recipe:
         hard, soft = LossConfig(kind="hard"), self._soft(student.temperature)
         for seed in range(self.settings.seeds):
             for kind, transfer, loss in (
-                ("hard", "all", hard),
                 ("soft", "all", soft),
+                ("hard", "all", hard),
                 ("no-3", "no-3", soft),
                 ("7-8", "7-8", soft),
                 ("few-hard", "few", hard),
@@ -275,16 +275,18 @@ class _Recipe:
             log_every=100,
         )
 
-    def results(self, plans: dict[str, TrainConfig], ensemble: Store) -> Results:
+    def results(self, plans: dict[str, TrainConfig], spec: Spec) -> Results:
         """The errors of all, and what correcting a bias does."""
         test, found = self.test, Results(settings=self.settings.model_dump(mode="json"))
         for seed in range(self.settings.seeds):
             found.add("teacher", errors(self._asked([seed]), test.labels))
-        found.add("ensemble-teacher", errors(self._asked(list(range(self.settings.members))), test.labels))
+        if self.settings.members > 1:
+            said = self._asked(range(self.settings.members))
+            found.add("ensemble-teacher", errors(said, test.labels))
         for name, config in plans.items():
             kind, _, _ = name.rpartition("-")
             checkpoint = Path(config.output) / "checkpoints" / "last"
-            logits = answers(checkpoint, ensemble.spec, test.images)
+            logits = answers(checkpoint, spec, test.images)
             found.add("ensemble" if kind.startswith("ensemble") else kind, errors(logits, test.labels))
             if kind == "no-3":
                 threes = test.labels == 3
@@ -299,7 +301,7 @@ class _Recipe:
                 found.add("7-8, shift", shift)
         return found
 
-    def _asked(self, members: list[int]) -> torch.Tensor:
+    def _asked(self, members: Sequence[int]) -> torch.Tensor:
         teacher = self.teacher(members).load()
         ones = np.ones(len(self.test.labels), dtype=np.int64)
         return as_logits(teacher(Batch({INPUT: self.test.images}, ones))[HEAD]).whole()
