@@ -271,7 +271,7 @@ class _Recipe:
             seed=seed,
             holdout=0.0,
             window_shards=64,  # all: the files are sorted by digit
-            checkpoint_every=2000,
+            checkpoint_every=500,
             log_every=100,
         )
 

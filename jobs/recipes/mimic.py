@@ -253,7 +253,7 @@ class _Recipe:
             precision=student.precision,
             seed=seed,
             holdout=0.0,
-            checkpoint_every=2000,
+            checkpoint_every=500,
             log_every=50,
         )
 

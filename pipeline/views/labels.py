@@ -11,12 +11,13 @@ from typing import Any
 import numpy as np
 
 from pipeline.corpus.base import Record
+from pipeline.targets import spec
 from pipeline.targets.ragged import Array
 from pipeline.targets.spec import Input
 from pipeline.views.base import Rejected
 
-LABEL = Input("label", "<i4", ())
-"""What the store calls it, and where `student.data` looks for the labels of a "single" head."""
+LABEL = Input(spec.LABEL, "<i4", ())
+"""What the store keeps, and where students look for the labels of a "single" head."""
 
 
 def label_of(record: Record, field: str) -> dict[str, Array]:
