@@ -61,12 +61,15 @@ def draw(results: Results, path: Path) -> None:
     figure = Figure(figsize=(10, 7.6), layout="constrained")
     axes = figure.subplots(2, 2)
     _dots(
-        axes[0, 0], results, "errors of 10,000", ["teacher", "ensemble-teacher", "hard", "soft", "ensemble"]
+        axes[0, 0],
+        results,
+        "errors among 10,000 test digits",
+        ["teacher", "ensemble-teacher", "hard", "soft", "ensemble"],
     )
     unseen = ["no-3", "no-3, threes", "no-3, corrected", "no-3, corrected, threes", "7-8", "7-8, corrected"]
-    _dots(axes[0, 1], results, "digits that the student never saw, errors", unseen, logarithmic=True)
+    _dots(axes[0, 1], results, "errors, with digits never seen", unseen, logarithmic=True)
     _temperatures(axes[1, 0], results)
-    _dots(axes[1, 1], results, "3 % of the transfer set, errors", ["few-hard", "few-soft", "soft"])
+    _dots(axes[1, 1], results, "errors, 3 % of the transfer set", ["few-hard", "few-soft", "soft"])
     figure.savefig(path)
 
 
@@ -101,7 +104,7 @@ def _temperatures(axis, results: Results) -> None:  # type: ignore[no-untyped-de
         for temperature, values in zip(sweep["temperatures"], found, strict=True):
             axis.plot([temperature] * len(values), values, "o", color=line.get_color(), alpha=0.5)
     axis.set(
-        title="errors of smaller students", xscale="log", yscale="log", xlabel="temperature of the targets"
+        title="errors, smaller students", xscale="log", yscale="log", xlabel="temperature of the targets"
     )
     axis.set_xticks(sweep["temperatures"], [f"{t:g}" for t in sweep["temperatures"]], minor=False)
     axis.grid(alpha=0.3, which="both")
