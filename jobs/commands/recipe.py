@@ -17,7 +17,11 @@ if TYPE_CHECKING:
     from jobs.demo.stages import Stages
     from jobs.recipes.results import Results, Row
 
-recipe = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
+recipe = typer.Typer(
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
 
 
 def register(app: typer.Typer) -> None:
@@ -37,7 +41,7 @@ def recipes() -> None:
       decant recipe hinton --data DATA              temperatures, missing digits, ensembles on MNIST
       decant recipe mimic --data DATA               shallow nets that mimic ResNets on CIFAR-10
 
-    Next: docs/recipes.md has what came out, beside the papers' figures
+    Next: docs/recipe-hinton.md and docs/recipe-mimic.md say what was cut, and why
     """
 
 
