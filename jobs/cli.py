@@ -27,6 +27,7 @@ from jobs.commands import (
     label,
     merge,
     plan,
+    recipe,
     repair,
     retry,
     stats,
@@ -115,6 +116,7 @@ def decant(
       decant audit job.yaml                     that it is what the teacher says
       decant train job.yaml                     a student from the store
       decant sweep job.yaml grid.yaml           many students from the store, compared
+      decant recipe hinton --data DATA          a paper's results, reproduced
       decant import FORMAT SOURCE STORE         a store of what another system has captured
 
     Any key of the job can be given on the command line: decant label job.yaml label.replicas.max=8
@@ -135,6 +137,7 @@ train.register(app)
 sweep.register(app)
 watch.register(app)
 demo.register(app)
+recipe.register(app)
 interchange.register(app)
 config.register(app)
 

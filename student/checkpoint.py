@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_model, save_file
 from torch import Tensor, nn
@@ -197,3 +198,17 @@ def _remove(path: Path) -> None:
         path.unlink()
     else:
         shutil.rmtree(path)
+
+
+def training_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """Weights and the optimiser's moments by name, themselves and not copies: what `save` is given as
+    training and `resume` fills. An optimiser that has not stepped has none of the latter yet
+    (`student.optimizer.prepare`).
+    """
+    names: dict[Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
+    tensors = {f"model.{name}": tensor for name, tensor in named(model).items()}
+    for parameter, state in optimizer.state.items():
+        for key, value in state.items():
+            if isinstance(value, Tensor):
+                tensors[f"optimizer.{names[parameter]}.{key}"] = value
+    return tensors

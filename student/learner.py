@@ -23,7 +23,7 @@ from pipeline.targets.errors import ConfigError, DecantError
 from pipeline.targets.spec import Spec
 from student import flops, optimizer
 from student.average import Average
-from student.checkpoint import Checkpoint, Checkpoints, named, weights
+from student.checkpoint import Checkpoint, Checkpoints, training_tensors, weights
 from student.config import FREE_ON_RESUME, TrainConfig
 from student.data import Batch, TargetReader
 from student.distributed import World, exchanging, forget_whole, spread, whole
@@ -172,14 +172,7 @@ class Learner:
 
     def _tensors(self) -> dict[str, Tensor]:
         """All that the next step depends on, by name, themselves and not copies."""
-        names: dict[Tensor, str] = {
-            parameter: name for name, parameter in self.student.model.named_parameters()
-        }
-        tensors = {f"model.{name}": tensor for name, tensor in named(self.student.model).items()}
-        for parameter, state in self.optimizer.state.items():
-            for key, value in state.items():
-                if isinstance(value, Tensor):
-                    tensors[f"optimizer.{names[parameter]}.{key}"] = value
+        tensors = training_tensors(self.student.model, self.optimizer)
         if self.average is not None:
             tensors |= {f"average.{name}": tensor for name, tensor in self.average.weights.items()}
         return tensors

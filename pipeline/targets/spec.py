@@ -27,6 +27,9 @@ FORMAT_VERSION = 2
 TOKENS = "tokens"
 """Name of the input that "next_token" targets are counted by."""
 
+LABEL = "label"
+"""Name of the input that is a row's true class, where the corpus knows it."""
+
 Positions = Literal["single", "next_token"]
 
 Container = Literal["parquet", "webdataset", "zarr"]

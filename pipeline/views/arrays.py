@@ -14,6 +14,7 @@ from pydantic import Field, PositiveInt
 from pipeline.corpus.base import Record
 from pipeline.targets.spec import Input
 from pipeline.views.base import Rejected, Renderer, View, Views
+from pipeline.views.labels import LABEL, described_label, label_of
 from pipeline.views.recorded import fingerprint
 
 
@@ -35,6 +36,10 @@ class Arrays(Views):
     shape: list[PositiveInt]
     """Shape of one record's array."""
 
+    label: str | None = None
+    """The field of a record that holds its true class, an integer. The store keeps it as the input "label",
+    for students that learn from labels too; the teacher never sees it."""
+
     def load(self) -> ArrayRenderer:
         return ArrayRenderer(self)
 
@@ -48,7 +53,8 @@ class ArrayRenderer(Renderer):
         self.config = config
         self.dtype = np.dtype(config.dtype).newbyteorder("<")
         self.inputs = (Input(config.name, self.dtype.str, tuple(config.shape)),)
-        described = config.model_dump()
+        self.recorded = (LABEL,) if config.label else ()
+        described = described_label(config.model_dump())
         self.description = {**described, "fingerprint": fingerprint(described)}
 
     def render(self, record: Record, earlier: Sequence[Record] = ()) -> list[View]:
@@ -67,4 +73,5 @@ class ArrayRenderer(Renderer):
             values = np.ascontiguousarray(array, dtype=self.dtype)
         if self.dtype.kind == "f" and not np.isfinite(values).all():
             raise Rejected("non_finite", f"{record.key} has an infinite or undefined value")
-        return [View({self.config.name: values}, 1)]
+        kept = label_of(record, self.config.label) if self.config.label else {}
+        return [View({self.config.name: values, **kept}, 1)]

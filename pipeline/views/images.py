@@ -19,6 +19,7 @@ from pipeline.targets.replay.images import ImageReplay, decoders
 from pipeline.targets.replay.pixels import ONE, TURN, WHOLE
 from pipeline.views.base import Rejected, Renderer, View, Views
 from pipeline.views.draws import Draws
+from pipeline.views.labels import LABEL, described_label, label_of
 from pipeline.views.recorded import fingerprint, recorded
 
 CROP_ATTEMPTS = 10
@@ -256,6 +257,10 @@ class Images(Views):
     seed: int = 0
     """Of every parameter that is drawn."""
 
+    label: str | None = None
+    """The field of a record that holds its true class, an integer. The store keeps it as the input "label",
+    for students that learn from labels too; the teacher never sees it. A mixed view has its own record's."""
+
     def load(self) -> ImageRenderer:
         """Raises UserError where Pillow is not installed."""
         return ImageRenderer(self)
@@ -269,19 +274,21 @@ class ImageRenderer(Renderer):
     def __init__(self, config: Images) -> None:
         self.config = config
         described = {
-            **config.model_dump(mode="json"),
+            **described_label(config.model_dump(mode="json")),
             "reach": config.mix.reach if config.mix else 0,
             "decoder": decoders(),
         }
         self.description = {**described, "fingerprint": fingerprint(described)}
         self._replay = ImageReplay(self.description)
-        self.inputs, self.recorded, self.reach = self._replay.inputs, ledger.RECORDED, self._replay.reach
+        self.inputs, self.reach = self._replay.inputs, self._replay.reach
+        self.recorded = (*((LABEL,) if config.label else ()), *ledger.RECORDED)
 
     def render(self, record: Record, earlier: Sequence[Record] = ()) -> list[View]:
         try:
             image = self._replay.decode(record.data)
         except Unrenderable as error:
             raise Rejected(error.code, f"{record.key} {error.reason}") from error
+        kept = label_of(record, self.config.label) if self.config.label else {}
         views = []
         for number in range(self.config.views):
             draws = Draws(self.config.seed, record.key, number)
@@ -300,7 +307,8 @@ class ImageRenderer(Renderer):
                         "view": self._parameters(partner, draws),
                     }
             rendered = self._replay.render(entry, image, partner)
-            views.append(View({**rendered, **recorded(entry, self._replay.digest(rendered))}, 1))
+            told = recorded(entry, self._replay.digest(rendered))
+            views.append(View({**rendered, **kept, **told}, 1))
         return views
 
     def _parameters(self, image: Any, draws: Draws) -> dict[str, Any]:

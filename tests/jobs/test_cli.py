@@ -18,7 +18,7 @@ from pipeline.targets.errors import TooManyQuarantined
 
 COMMANDS = [
     *("plan", "label", "inspect", "stats", "verify", "audit", "repair", "merge", "compact", "gc", "train"),
-    *("demo", "import", "export", "config"),
+    *("demo", "recipe", "import", "export", "config"),
 ]
 
 

@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
@@ -19,6 +21,7 @@ from typer.testing import CliRunner
 
 from jobs.cli import app
 from jobs.replay import CorpusRecords
+from pipeline.corpus import ParquetFiles
 from pipeline.job import LabelJob
 from pipeline.targets.errors import ConfigError, CorpusChanged, CorruptShard, SpecMismatch
 from pipeline.targets.ragged import Ragged
@@ -31,8 +34,8 @@ from student.data import Batch, TargetReader
 from student.replay import Records, Replayer
 from student.student import Student, restore
 from student.train import train
-from tests.pipeline.views.pictures import encoded
-from tests.pipeline.views.stores import RECORDS, captioned, labelled, seeing_teacher, tiny_teacher
+from tests.pipeline.views.pictures import encoded, picture
+from tests.pipeline.views.stores import RECORDS, captioned, done, labelled, seeing_teacher, tiny_teacher
 from tests.student.runs import same, weights
 
 MakeStore = Callable[..., tuple[LabelJob, Store]]
@@ -93,6 +96,29 @@ def test_batches_from_the_corpus_are_those_of_stored_inputs_to_the_bit(
         assert set(ours.inputs) == {name}
         count += len(ours)
     assert count == replayed.rows
+
+
+def test_labels_are_stored_whether_images_are_or_not(tmp_path: Path) -> None:
+    corpus = tmp_path / "images.parquet"
+    images, labels = [encoded(picture(i, 12, 11)) for i in range(RECORDS)], [i % 4 for i in range(RECORDS)]
+    pq.write_table(pa.table({"image": images, "digit": labels}), corpus)
+    job, _ = labelled(tmp_path)
+    columns = ParquetFiles(urls=[str(corpus)], columns={"image": "image", "digit": "digit"}, unit_rows=16)
+    views = job.views.model_copy(update={"field": "image", "label": "digit"})
+
+    def told(inputs: str) -> tuple[LabelJob, Store]:
+        store = job.store.model_copy(update={"url": str(tmp_path / inputs), "inputs": inputs})
+        return done(job.model_copy(update={"corpus": columns, "views": views, "store": store}))
+
+    (omitting, omitted), (_, embedded) = told("omit"), told("embed")
+    assert [item.name for item in omitted.spec.inputs] == ["label", "ledger", "digest"]
+    replayed, stored = reader(omitted, CorpusRecords(omitted, omitting.corpus)), reader(embedded)
+    assert replayed.spec.inputs == stored.spec.inputs
+    for ours, theirs in zip(replayed.epoch(0), stored.epoch(0), strict=True):
+        assert_same(ours, theirs)
+        found = ours.labels("logits")
+        assert found is not None
+        assert found.tolist() == [int(key.partition("#")[2]) % 4 for key in ours.keys]
 
 
 def test_of_images_with_texts_tokens_are_stored_and_pixels_replayed(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from pipeline.targets.replay.audio import AudioReplay
 from pipeline.targets.replay.base import Partner, Replay, Unrenderable, declared
 from pipeline.targets.replay.images import ImageReplay
 from pipeline.targets.replay.ledger import DIGEST, LEDGER, RECORDED, keeps_ledger
-from pipeline.targets.spec import Spec
+from pipeline.targets.spec import LABEL, Spec
 
 
 def _image_of(views: Mapping[str, Any]) -> Replay:
@@ -50,8 +50,10 @@ def replayed(spec: Spec) -> Spec:
     """The same with the inputs that replay gives, in the order in which a store that kept them has them."""
     if not needs_replay(spec):
         return spec
-    kept = tuple(item for item in spec.inputs if item not in RECORDED)
-    return dataclasses.replace(spec, inputs=(*kept, *replay_of(spec).inputs, *RECORDED))
+    kept = [item for item in spec.inputs if item not in RECORDED]
+    labels = [item for item in kept if item.name == LABEL]
+    seen = [item for item in kept if item.name != LABEL]
+    return dataclasses.replace(spec, inputs=(*seen, *replay_of(spec).inputs, *labels, *RECORDED))
 
 
 __all__ = [

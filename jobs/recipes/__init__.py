@@ -1,0 +1,1 @@
+"""Published results, reproduced with Decant: label, store, train. One file a paper, over shared parts."""
