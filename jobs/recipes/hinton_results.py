@@ -74,13 +74,13 @@ def draw(results: Results, path: Path) -> None:
 
 
 def _dots(axis, results: Results, title: str, names: list[str], logarithmic: bool = False) -> None:  # type: ignore[no-untyped-def]
-    """Every seed a dot, their mean a line, the paper's a triangle."""
+    """Every seed a dot, their mean a line, the paper's a triangle; what has not run has no line."""
     rows = {row.name: row for row in ROWS}
+    names = [name for name in names if name in results.values]
     for place, name in enumerate(names):
-        values = results.values.get(name, [])
+        values = results.values[name]
         axis.plot(values, [place] * len(values), "o", color="tab:blue", alpha=0.6, label="a seed")
-        if values:
-            axis.plot([fmean(values)] * 2, [place - 0.3, place + 0.3], color="black", label="mean")
+        axis.plot([fmean(values)] * 2, [place - 0.3, place + 0.3], color="black", label="mean")
         if (paper := rows[name].paper) is not None:
             axis.plot([paper], [place], "^", color="tab:orange", label="paper")
     axis.set_yticks(range(len(names)), [rows[name].title.strip() for name in names])
