@@ -141,7 +141,8 @@ def _label(
 
             metrics = Metrics(ending.planned, ending.committed)
             url = looking.enter_context(metrics.served(metrics_port, metrics_address))
-            observers.append(metrics.on)
+            # Before the log: whoever reads a line and then asks for the numbers finds them counted.
+            observers.insert(0, metrics.on)
             if log is None:
                 view.say(f"metrics: {url}")
             else:
