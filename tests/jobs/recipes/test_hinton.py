@@ -118,7 +118,11 @@ def test_a_corrected_bias_makes_the_fewest_errors_and_moves_only_its_classes() -
     assert torch.equal(corrected[:, others], logits[:, others])
 
 
-@pytest.mark.parametrize("damage", [b"", b"no gzip", gzip.compress(b"\0\0\x08\x03" + bytes(20))])
+@pytest.mark.parametrize(
+    "damage",
+    [b"", b"no gzip", gzip.compress(b"\0\0\x08\x03" + bytes(20))],
+    ids=["empty", "no gzip", "a header of nothing"],
+)
 def test_broken_files_are_refused_by_name(tmp_path: Path, damage: bytes) -> None:
     write_mnist(tmp_path, train=20, test=10)
     file = tmp_path / "mnist" / "train-images-idx3-ubyte.gz"
