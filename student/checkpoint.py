@@ -15,7 +15,6 @@ unpickled. Knows nothing of what it holds.
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -33,6 +32,7 @@ from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, Hu
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 
+from pipeline.targets.durable import sync
 from pipeline.targets.errors import ConfigError, DecantError
 from student.distributed import World, whole
 
@@ -111,7 +111,7 @@ class Checkpoints:
             (work / "train.json").write_text(json.dumps(config, indent=1))
             accompany(work)
             for path in [*work.iterdir(), work]:  # each rank has made its own files in training/ durable
-                _sync(path)
+                sync(path)
             self._publish(work, final, best)
         self.world.wait()
         return final
@@ -120,14 +120,14 @@ class Checkpoints:
         if final.exists():  # a run was killed before it was linked, and this one repeats the step
             final.rename(self.directory / f".replaced-{final.name}")
         work.rename(final)
-        _sync(self.directory)
+        sync(self.directory)
         # `last` after `best`: killed between the two, the run repeats this step and sets both.
         for name in ("best", "last") if best else ("last",):
             link = self.directory / f".{name}"
             link.unlink(missing_ok=True)
             link.symlink_to(final.name)
             link.replace(self.directory / name)
-        _sync(self.directory)
+        sync(self.directory)
         kept = {(self.directory / name).resolve() for name in ("last", "best")}
         for other in [*self.directory.glob("step-*"), *self.directory.glob(".*")]:
             if other.resolve() not in kept:
@@ -183,14 +183,6 @@ def _alone() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="torch.distributed is disabled")
         yield
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _remove(path: Path) -> None:

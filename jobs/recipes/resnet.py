@@ -43,11 +43,15 @@ class ResNet(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         """Logits [B, 10]."""
+        logits: Tensor = self.linear(self.features(image).mean((2, 3)))
+        return logits
+
+    def features(self, image: Tensor) -> Tensor:
+        """The last map, [B, 64, 8, 8]."""
         x = (image.float() / 255 - self.mean) / self.std
         x = F.relu(self.bn1(self.conv1(x.contiguous(memory_format=torch.channels_last))))
-        x = self.layer3(self.layer2(self.layer1(x)))
-        logits: Tensor = self.linear(x.mean((2, 3)))
-        return logits
+        found: Tensor = self.layer3(self.layer2(self.layer1(x)))
+        return found
 
 
 class _Block(nn.Module):
@@ -85,7 +89,7 @@ def weights_file(data: Path, depth: int) -> Path:
     return found[0]
 
 
-def load(path: Path, depth: int) -> ResNet:
+def load(path: str | Path, depth: int) -> ResNet:
     """The net with the weights of a file. Nothing of it is unpickled but tensors. Raises UserError."""
     net = ResNet(depth)
     try:

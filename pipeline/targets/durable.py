@@ -15,8 +15,8 @@ def synced(file: BinaryIO) -> None:
     os.fsync(file.fileno())
 
 
-def sync_folder(path: str) -> None:
-    """The names in a folder are on the disk."""
+def sync(path: str | os.PathLike[str]) -> None:
+    """The names in a folder, or what a file holds, are on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -36,4 +36,4 @@ def make_folder(path: str) -> None:
         if not os.path.isdir(path):
             raise
         return
-    sync_folder(parent)
+    sync(parent)

@@ -19,7 +19,7 @@ from typing import Any, BinaryIO, cast
 import fsspec
 from fsspec.core import split_protocol
 
-from pipeline.targets.durable import make_folder, sync_folder, synced
+from pipeline.targets.durable import make_folder, sync, synced
 from pipeline.targets.errors import StorageError, UserError
 from pipeline.targets.storage_failures import Sink, Source, cure, http_status
 
@@ -130,7 +130,7 @@ class Storage:
             with self.failures("written"):
                 synced(sink)
                 os.link(temporary, self._prepared(name))
-                sync_folder(os.path.dirname(self._path(name)))
+                sync(os.path.dirname(self._path(name)))
 
     @contextlib.contextmanager
     def _parts(self, name: str) -> Iterator[Any]:
@@ -276,7 +276,7 @@ class Storage:
             except FileExistsError:
                 won = False
             # The loser goes on as if the winner's file stood, so it makes sure of that too.
-            sync_folder(os.path.dirname(path))
+            sync(os.path.dirname(path))
             return won
 
     def _conditional_put(self, name: str, data: bytes) -> bool:

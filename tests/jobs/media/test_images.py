@@ -25,8 +25,8 @@ def words(tmp_path: Path, decant: Decant) -> list[str]:
     (tmp_path / "job.yaml").write_text(decant(tmp_path, "config", "example", "images").stdout)
     teacher = {
         "kind": "torch",
-        "factory": "tests.jobs.media.networks:resnet20",
-        "arguments": {"weights": str(weights)},
+        "factory": "jobs.recipes.resnet:load",
+        "arguments": {"path": str(weights), "depth": 20},
         "heads": {"logits": 10},
         "device": "cpu",
     }
