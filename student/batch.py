@@ -6,6 +6,7 @@ Knows tables and tensors, nothing of shards, orders or threads.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -17,9 +18,10 @@ import torch
 from torch import Tensor
 
 from pipeline.targets.codecs import Dense, Embedding
-from pipeline.targets.codecs.base import Encoded, ranges
+from pipeline.targets.codecs.base import Array, Encoded, ranges
+from pipeline.targets.decoded import Ints
 from pipeline.targets.id_map import IdMap
-from pipeline.targets.ragged import Ragged
+from pipeline.targets.ragged import Ragged, offsets_of
 from pipeline.targets.spec import Head, Spec
 from student.replay import Origin, Replayer
 from student.table import Table, decode
@@ -61,6 +63,12 @@ class Batch:
 
     def __len__(self) -> int:
         return len(self.keys)
+
+    @property
+    def nbytes(self) -> int:
+        """Of inputs and targets."""
+        fields = (value for targets in self.targets.values() for value in vars(targets).values())
+        return sum(value.nbytes for value in (*self.inputs.values(), *fields) if isinstance(value, Tensor))
 
     def pick(self, outputs: Tensor, head: str) -> Tensor:
         """Outputs that have a target: [B, L, V] -> [N, V] for "next_token", else [B, V] as it is."""
@@ -106,33 +114,56 @@ class Collator:
     id_map: IdMap | None = None
     replayer: Replayer | None = None
 
-    def __call__(self, table: Table, origins: Sequence[Origin]) -> Batch:
-        """Raises as `Replayer.render`."""
+    def __call__(self, table: Table, origins: Sequence[Origin], sizes: Sequence[int]) -> list[Batch]:
+        """The rows as batches of so many. All are converted together, and batches are views of that: a call
+        of NumPy or torch takes longer than a small batch's share of the work in it.
+
+        Raises as `Replayer.render`.
+        """
         rows = table.rows()
         if self.replayer is not None:
             rows = self.replayer.render(rows, origins)
-        inputs, lengths = {}, None
-        for name, stored in rows.inputs.items():
-            if name in self.skipped:
-                continue
-            if self.id_map is not None and name == TOKENS:
-                stored = self.id_map.tokens(stored)
-            if isinstance(stored, Ragged):
-                inputs[name] = _padded(stored)
-                lengths = stored.lengths if lengths is None else lengths
-            else:
-                inputs[name] = _tensor(stored)
+        inputs = {
+            name: self._input(name, rows.inputs[name]) for name in rows.inputs if name not in self.skipped
+        }
+        varying = [
+            stored for name, stored in rows.inputs.items() if name in inputs and isinstance(stored, Ragged)
+        ]
+        lengths = torch.from_numpy(varying[0].lengths if varying else np.ones(len(rows), dtype=np.int64))
         counts = rows.targets.astype(np.int64)
-        return Batch(
-            spec=self.spec,
-            keys=rows.keys,
-            inputs=inputs,
-            lengths=torch.from_numpy(np.ones(len(rows), dtype=np.int64) if lengths is None else lengths),
-            counts=torch.from_numpy(counts),
-            row_index=torch.from_numpy(np.repeat(np.arange(len(counts)), counts)),
-            position_index=torch.from_numpy(ranges(np.zeros_like(counts), counts)),
-            targets={name: self._targets(table.spec.head(name), rows.heads[name]) for name in self.heads},
-        )
+        starts = offsets_of(np.asarray(sizes))
+        targets = {name: self._targets(table.spec.head(name), rows.heads[name]) for name in self.heads}
+        bounds = {"single": starts.tolist(), "next_token": offsets_of(counts)[starts].tolist()}
+        batches = []
+        for batch, (start, stop) in enumerate(pairwise(bounds["single"])):
+            row_index, position_index = _places(counts[start:stop])
+            batches.append(
+                Batch(
+                    spec=self.spec,
+                    keys=rows.keys[start:stop],
+                    inputs={name: _part(stored, start, stop) for name, stored in inputs.items()},
+                    lengths=lengths[start:stop],
+                    counts=torch.from_numpy(counts[start:stop]),
+                    row_index=row_index,
+                    position_index=position_index,
+                    targets={
+                        name: found.slice(*bounds[self.spec.head(name).positions][batch : batch + 2])
+                        for name, found in targets.items()
+                    },
+                )
+            )
+        return batches
+
+    def _input(self, name: str, stored: Array | Ragged) -> Tensor | Ragged:
+        """A tensor [rows, ...] where all rows are alike."""
+        if self.id_map is not None and name == TOKENS:
+            stored = self.id_map.tokens(stored)
+        if not isinstance(stored, Ragged):
+            return _tensor(stored)
+        lengths = stored.lengths
+        if not bool((lengths == lengths[0]).all()):
+            return stored
+        return _tensor(stored.values.reshape(len(lengths), int(lengths[0]), *stored.values.shape[1:]))
 
     def _targets(self, head: Head, found: Encoded) -> TorchTargets:
         if self.id_map is not None:
@@ -146,17 +177,29 @@ class Collator:
         return to_torch(decode(head, found))
 
 
-def _padded(ragged: Ragged) -> Tensor:
-    """[rows, longest, ...], zeros after each row's own items."""
-    lengths = ragged.lengths
-    longest = int(lengths.max(initial=0))
-    shape = (len(lengths), longest, *ragged.values.shape[1:])
-    if bool((lengths == longest).all()):
-        return _tensor(ragged.values.reshape(shape))
-    padded = np.zeros(shape, dtype=_widened(ragged.values.dtype))
-    bounds = ragged.offsets.tolist()
-    for row, (start, stop) in enumerate(pairwise(bounds)):
-        padded[row, : stop - start] = ragged.values[start:stop]
+def _places(counts: Ints) -> tuple[Tensor, Tensor]:
+    """`Batch.row_index` and `Batch.position_index` of rows with so many targets."""
+    if bool((counts == counts[0]).all()):
+        return _alike(len(counts), int(counts[0]))
+    rows = np.repeat(np.arange(len(counts)), counts)
+    return torch.from_numpy(rows), torch.from_numpy(ranges(np.zeros_like(counts), counts))
+
+
+@functools.lru_cache(maxsize=8)
+def _alike(rows: int, targets: int) -> tuple[Tensor, Tensor]:
+    """The same where all rows have as many: batch after batch, so they share it."""
+    return torch.arange(rows).repeat_interleave(targets), torch.arange(targets).repeat(rows)
+
+
+def _part(stored: Tensor | Ragged, start: int, stop: int) -> Tensor:
+    """Rows start..stop; of rows that differ in length [rows, longest, ...], zeros after each row's items."""
+    if isinstance(stored, Tensor):
+        return stored[start:stop]
+    bounds = stored.offsets[start : stop + 1].tolist()
+    longest = max(after - before for before, after in pairwise(bounds))
+    padded = np.zeros((stop - start, longest, *stored.values.shape[1:]), dtype=_widened(stored.values.dtype))
+    for row, (first, last) in zip(padded, pairwise(bounds), strict=True):
+        row[: last - first] = stored.values[first:last]
     return torch.from_numpy(padded)
 
 

@@ -5,13 +5,18 @@ Knows spans and places in their order; which batches there are to be is the call
 
 from __future__ import annotations
 
+import itertools
+import operator
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+import numpy as np
 
 from pipeline.targets.decoded import Ints
 from pipeline.targets.memory import keep_freed_memory
+from pipeline.targets.ragged import offsets_of
 from student.batch import Batch, Collator
 from student.loading import Loaded, Loader
 from student.order import Blocks, Span
@@ -24,6 +29,10 @@ LOADING = 4
 
 MAKING = 2
 """Threads that make batches of what was loaded."""
+
+TOGETHER, TOGETHER_BYTES = 16, 2**24
+"""Batches that are made at a time, at most, and their bytes: what a batch costs beside the copying of its
+bytes is Python's calls and a change of threads."""
 
 
 @dataclass(frozen=True)
@@ -46,12 +55,41 @@ class _Ready:
     origins: list[Origin]
 
 
+@dataclass
+class _Group:
+    """Batches that are made together: several of one window, or one alone that spans windows.
+
+    pieces: of all of them, one after the other; sizes: rows of each.
+    """
+
+    cuts: list[Cut] = field(default_factory=list)
+    pieces: list[tuple[Future[_Ready], int, int]] = field(default_factory=list)
+    sizes: list[int] = field(default_factory=list)
+
+    def add(self, cut: Cut, pieces: Sequence[tuple[Future[_Ready], int, int]]) -> None:
+        self.cuts.append(cut)
+        self.pieces += pieces
+        self.sizes.append(sum(stop - start for _, start, stop in pieces))
+
+
+@dataclass(frozen=True)
+class _Made:
+    """What became of a group. batches: each, or why there is none."""
+
+    batches: Sequence[Batch | Exception]
+
+    @property
+    def bytes(self) -> int:
+        """Of all of them."""
+        return sum(batch.nbytes for batch in self.batches if isinstance(batch, Batch))
+
+
 class Prefetch:
     """Makes batches of blocks.
 
     order: of a window's rows, int64 [rows]. depth: spans that are loaded behind the one in use; what comes
     after these is loaded when the last batch of the one before is made, so that no more are in memory.
-    ahead: batches made before they are asked for.
+    ahead: batches made before they are asked for, at least.
     """
 
     def __init__(
@@ -76,8 +114,9 @@ class Prefetch:
         loaders = ThreadPoolExecutor(LOADING, thread_name_prefix="decant-load")
         makers = ThreadPoolExecutor(MAKING, thread_name_prefix="decant-batch")
         loading: deque[tuple[Span, Future[_Ready]]] = deque()
-        made: deque[tuple[Future[Batch], Cut]] = deque()
-        gate: Future[Batch] | None = None
+        making: deque[tuple[_Group, Future[_Made]]] = deque()
+        gate: Future[_Made] | None = None
+        group, together = _Group(), 1
 
         def begin() -> bool:
             """Load the next span, if there is one."""
@@ -86,6 +125,27 @@ class Prefetch:
                 loading.append((span, loaders.submit(self._gather, span, parts)))
                 return True
             return False
+
+        def make() -> None:
+            """Make the group's batches, and begin another group."""
+            nonlocal group
+            if group.cuts:
+                making.append((group, makers.submit(self._make, group.pieces, group.sizes)))
+                group = _Group()
+
+        def made() -> Iterator[tuple[Batch, Cut]]:
+            """The oldest group's batches. Later groups are larger, unless that would be too much."""
+            nonlocal together
+            oldest, future = making.popleft()
+            found = future.result()
+            if found.bytes > TOGETHER_BYTES:
+                together = max(1, together // 2)
+            elif len(oldest.cuts) == together and 2 * found.bytes <= TOGETHER_BYTES:
+                together = min(2 * together, TOGETHER)
+            for batch, cut in zip(found.batches, oldest.cuts, strict=True):
+                if isinstance(batch, Exception):
+                    raise batch
+                yield batch, cut
 
         try:
             for cut in cuts:
@@ -98,28 +158,32 @@ class Prefetch:
                         else:
                             begin()
                     pieces.append((loading[0][1], start, stop))
-                made.append((makers.submit(self._make, pieces), cut))
+                if left or len(pieces) > 1:
+                    make()
+                group.add(cut, pieces)
+                if left or len(pieces) > 1 or len(group.cuts) >= together:
+                    make()
                 del pieces  # they keep windows in memory
                 if left:
-                    gate = made[-1][0]
+                    gate = making[-1][1]
                 while len(loading) <= self._depth and begin():
                     pass
-                if len(made) > self._ahead:
-                    yield self._next(made)
-            while made:
-                yield self._next(made)
+                while self._enough(making):
+                    yield from made()
+            make()
+            while making:
+                yield from made()
         finally:
             # What waits in line is cancelled first, so that whoever waits for it goes on.
             loaders.shutdown(wait=False, cancel_futures=True)
             makers.shutdown(wait=True, cancel_futures=True)
             loaders.shutdown(wait=True)
 
-    @staticmethod
-    def _next(made: deque[tuple[Future[Batch], Cut]]) -> tuple[Batch, Cut]:
-        future, cut = made.popleft()
-        return future.result(), cut
+    def _enough(self, making: deque[tuple[_Group, Future[_Made]]]) -> bool:
+        """Whether the oldest group can be taken, while those behind it keep the makers at work."""
+        return len(making) > MAKING and sum(len(group.cuts) for group, _ in making) > self._ahead
 
-    def _load(self, block: int, gate: Future[Batch] | None) -> Loaded:
+    def _load(self, block: int, gate: Future[_Made] | None) -> Loaded:
         if gate is not None:
             gate.exception()  # whatever it is, it is told in its own place
         return self._loader.load(self._blocks[block])
@@ -131,14 +195,37 @@ class Prefetch:
             window, self._order(span, window), [origin for each in loaded for origin in each.origins]
         )
 
-    def _make(self, pieces: list[tuple[Future[_Ready], int, int]]) -> Batch:
+    def _make(self, pieces: list[tuple[Future[_Ready], int, int]], sizes: Sequence[int]) -> _Made:
+        try:
+            table, origins = self._taken(pieces)
+        except Exception as error:  # noqa: BLE001 - told to whoever takes the first of the batches
+            return _Made([error] * len(sizes))
+        finally:
+            # Whoever waits for the batches may load the next window: this one is let go before they are told.
+            pieces.clear()
+        try:
+            return _Made(self._collate(table, origins, sizes))
+        except Exception as error:  # noqa: BLE001 - in the place of the batch that it is of
+            return _Made([error] if len(sizes) == 1 else self._alone(table, origins, sizes))
+
+    @staticmethod
+    def _taken(pieces: Sequence[tuple[Future[_Ready], int, int]]) -> tuple[Table, list[Origin]]:
         tables, origins = [], []
-        for future, start, stop in pieces:
+        for future, places in itertools.groupby(pieces, key=operator.itemgetter(0)):
             ready = future.result()
-            rows = ready.order[start:stop]
+            rows = np.concatenate([ready.order[start:stop] for _, start, stop in places])
             tables.append(ready.window.take(rows))
             origins += [ready.origins[row] for row in rows.tolist()] if ready.origins else []
-        # Whoever waits for the batch may load the next window, so these are let go before it is told.
-        pieces.clear()
-        del future, ready
-        return self._collate(Table.concatenate(tables), origins)
+        return Table.concatenate(tables), origins
+
+    def _alone(
+        self, table: Table, origins: Sequence[Origin], sizes: Sequence[int]
+    ) -> list[Batch | Exception]:
+        """Each batch by itself, or why it cannot be made."""
+        found: list[Batch | Exception] = []
+        for start, stop in itertools.pairwise(offsets_of(np.asarray(sizes)).tolist()):
+            try:
+                found += self._collate(table.slice(start, stop), origins[start:stop], [stop - start])
+            except Exception as error:  # noqa: BLE001 - as above
+                found.append(error)
+        return found

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
 from pipeline.targets.codecs.base import Array, Encoded, concatenate, count_dtype, id_dtype
@@ -165,15 +166,22 @@ def sparse_columns(decoded: SparseTargets) -> Encoded:
     }
 
 
+def widened(spec: Spec) -> dict[str, npt.DTypeLike]:
+    """Columns that batches hold in another dtype than tables do, and which; copying a row and converting it
+    at a time takes less than one after the other.
+    """
+    return {f"{head.name}.ids": np.int64 for head in spec.heads if is_sparse(head)}
+
+
 def decode(head: Head, found: Encoded) -> Targets:
     """The targets that a head's columns of a table, or of rows taken from it, stand for."""
     if not is_sparse(head):
         return head.codec.decode(found, head.size)
     return SparseTargets(
-        ids=found["ids"].astype(np.int64),
+        ids=found["ids"].astype(np.int64, copy=False),
         weights=found["weights"],
         offsets=offsets_of(found["count"]),
-        head_counts=found["head_count"].astype(np.int64),
+        head_counts=found["head_count"],
         size=head.size,
     )
 

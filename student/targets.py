@@ -8,9 +8,10 @@ from __future__ import annotations
 import dataclasses
 import functools
 from dataclasses import dataclass
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -23,6 +24,7 @@ from pipeline.targets.decoded import (
     TopKTargets,
     TopPTargets,
 )
+from pipeline.targets.ragged import offsets_of
 from pipeline.targets.tail import MeasuredTail
 
 ENOUGH = 100
@@ -149,7 +151,7 @@ class TorchSparse(_Ragged):
 
     ids: int64 [E]. weights: float32 [E]. bounds: int64 [N + 1], always on the host; target n has the entries
     bounds[n]:bounds[n + 1], so that a part can be cut out without waiting for the device. size: V.
-    head_counts: int64 [N], on the host too; as many of a target's first entries are kept with their own
+    head_counts: integers [N], on the host too; as many of a target's first entries are kept with their own
     probability, the others are drawn.
     """
 
@@ -157,7 +159,7 @@ class TorchSparse(_Ragged):
     weights: Tensor
     bounds: Ints
     size: int
-    head_counts: Ints
+    head_counts: npt.NDArray[np.integer[Any]]
 
     def __len__(self) -> int:
         return len(self.bounds) - 1
@@ -184,7 +186,7 @@ class TorchSparse(_Ragged):
                 "targets of draws alone (sampled) say no class's own probability: only sparse_cross_entropy "
                 "learns from them"
             )
-        bounds = np.concatenate([[0], np.cumsum(self.head_counts)])
+        bounds = offsets_of(self.head_counts)
         entries = np.arange(bounds[-1]) + np.repeat(self.bounds[:-1] - bounds[:-1], self.head_counts)
         head = torch.from_numpy(entries).to(self.ids.device)
         drawn = self.weights.index_fill(0, head, 0)

@@ -8,10 +8,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+import numpy.typing as npt
 
 from pipeline.targets.codecs.base import offsets_of, ranges
 from pipeline.targets.decoded import Ints
-from student.table import Column, Table
+from student.table import Column, Table, widened
 
 LONG = 256
 """Mean bytes of a row from which rows are taken from where they are; shorter ones are laid end to end."""
@@ -45,10 +46,11 @@ class _Alike(_Apart):
 
 
 class _Slices(_Apart):
-    """Of different lengths: a slice for each row."""
+    """Of different lengths: a slice for each row, converted to `dtype` on the way."""
 
-    def __init__(self, parts: Sequence[Column]) -> None:
+    def __init__(self, parts: Sequence[Column], dtype: npt.DTypeLike) -> None:
         super().__init__(parts)
+        self._dtype = dtype
         ragged = [part.ragged() for part in parts]
         self._values = [part.values for part in ragged]
         self._starts = np.concatenate([part.offsets[:-1] for part in ragged])
@@ -57,17 +59,21 @@ class _Slices(_Apart):
     def take(self, rows: Ints) -> Column:
         starts, stops = self._starts[rows], self._stops[rows]
         if len(self._values) == 1 and bool((starts[1:] == stops[:-1]).all()):  # in order
-            return Column(self._values[0][starts[0] : stops[-1]].copy(), offsets_of(stops - starts))
+            return Column(
+                self._values[0][starts[0] : stops[-1]].astype(self._dtype), offsets_of(stops - starts)
+            )
         places = zip(self._part[rows].tolist(), starts.tolist(), stops.tolist(), strict=True)
-        values = np.concatenate([self._values[part][start:stop] for part, start, stop in places])
+        slices = [self._values[part][start:stop] for part, start, stop in places]
+        values = np.concatenate(slices, dtype=self._dtype)
         return Column(values, offsets_of(stops - starts))
 
 
 class _Gathered:
-    """A column of short rows, end to end."""
+    """A column of short rows, end to end, of another dtype if need be."""
 
-    def __init__(self, parts: Sequence[Column]) -> None:
-        self._column = Column.concatenate(parts)
+    def __init__(self, parts: Sequence[Column], dtype: npt.DTypeLike) -> None:
+        both = Column.concatenate(parts)
+        self._column = Column(both.values.astype(dtype, copy=False), both.bounds)
 
     def take(self, rows: Ints) -> Column:
         bounds = self._column.bounds
@@ -86,20 +92,25 @@ class Window:
         self._keys = [key for part in parts for key in part.keys]
         self.lengths: Ints = np.concatenate([part.lengths for part in parts])
         """int64 [rows], true extent of the first varying input; 1 if none varies."""
-        self._columns = {name: _taker([part.columns[name] for part in parts]) for name in parts[0].columns}
+        wide = widened(self._spec)
+        self._columns = {
+            name: _taker([part.columns[name] for part in parts], wide.get(name)) for name in parts[0].columns
+        }
 
     def __len__(self) -> int:
         return len(self._keys)
 
     def take(self, rows: Ints) -> Table:
-        """The chosen rows, in the order given, as arrays of their own."""
+        """The chosen rows, in the order given, as arrays of their own, in the dtypes of `widened`."""
         columns = {name: column.take(rows) for name, column in self._columns.items()}
         return Table(self._spec, [self._keys[row] for row in rows.tolist()], columns)
 
 
-def _taker(parts: Sequence[Column]) -> _Alike | _Slices | _Gathered:
+def _taker(parts: Sequence[Column], wide: npt.DTypeLike | None) -> _Alike | _Slices | _Gathered:
     parts = [part for part in parts if len(part)] or parts
+    dtype = parts[0].values.dtype if wide is None else np.dtype(wide)
     if sum(part.values.nbytes for part in parts) < LONG * sum(map(len, parts)):
-        return _Gathered(parts)
+        return _Gathered(parts, dtype)
     kinds = {(part.bounds is None, part.values.shape[1:], part.values.dtype) for part in parts}
-    return _Alike(parts) if len(kinds) == 1 and parts[0].bounds is None else _Slices(parts)
+    alike = parts[0].bounds is None and kinds == {(True, parts[0].values.shape[1:], dtype)}
+    return _Alike(parts) if alike else _Slices(parts, dtype)

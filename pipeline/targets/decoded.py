@@ -6,6 +6,7 @@ Losses dispatch on these classes and never on a codec.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -73,14 +74,14 @@ class SparseTargets:
     ids: int64 [E]; an id may occur more than once in a target, its weights add up.
     weights: float32 [E], of one target summing to 1.
     offsets: int64 [N + 1]; target n has the entries offsets[n]:offsets[n + 1].
-    head_counts: int64 [N]; the first entries of a target are its head, kept with their probability.
+    head_counts: integers [N]; the first entries of a target are its head, kept with their probability.
     size: V, the number of classes of the head.
     """
 
     ids: Ints
     weights: Floats
     offsets: Ints
-    head_counts: Ints
+    head_counts: npt.NDArray[np.integer[Any]]
     size: int
 
     def classes(self) -> tuple[Ints, npt.NDArray[np.float64]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import functools
 
-TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3
+TRIM_THRESHOLD, MMAP_THRESHOLD, ARENA_MAX = -1, -3, -8
 """Numbers of glibc's parameters (malloc.h)."""
 
 
@@ -22,3 +22,5 @@ def keep_freed_memory() -> None:
         return
     mallopt(TRIM_THRESHOLD, 2**31 - 1)
     mallopt(MMAP_THRESHOLD, 2**30)
+    # A thread's own arena is cut into heaps of 64 MB, which go back to the system one by one all the same.
+    mallopt(ARENA_MAX, 1)
