@@ -50,8 +50,8 @@ class StudentSettings(Config):
     temperature: PositiveFloat = 20.0
     """T of the soft targets."""
 
-    hard_weight: float = Field(default=0.0, ge=0, le=1)
-    """Weight of the labels' cross-entropy beside the soft targets."""
+    hard_weight: float = Field(default=0.5, ge=0, le=1)
+    """Weight of the labels' cross-entropy beside the soft targets', which has the factor T²."""
 
     epochs: PositiveInt = 30
     """Passes over the transfer set."""
@@ -59,7 +59,7 @@ class StudentSettings(Config):
     few_epochs: PositiveInt = 200
     """The same where it is a small share of it."""
 
-    batch_rows: PositiveInt = 250
+    batch_rows: PositiveInt = 100
     """Digits of a step."""
 
     learning_rate: PositiveFloat = 1e-3
