@@ -11,6 +11,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from torch.utils.data import IterableDataset
+
 from pipeline.targets.decoded import Ints
 from pipeline.targets.errors import ConfigError, UserError
 from pipeline.targets.id_map import IdMap
@@ -30,7 +32,7 @@ from student.loading import Loader, Teacher
 from student.order import Span, Split, blocks_of, bucketed, fingerprint, order_of, spans
 from student.prefetch import Cut, Prefetch
 from student.replay import Records, Replayer
-from student.stream import Stream, in_worker
+from student.stream import Stream, in_worker, turns
 from student.window import Window
 
 STATE_VERSION = 1
@@ -140,7 +142,7 @@ class TargetReader(Stream):
         ]
 
     def _turns(self, workers: int) -> Iterator[Batch]:
-        wanted = itertools.cycle([True] + [False] * (workers - 1))
+        wanted = itertools.cycle([True, *itertools.repeat(False, workers - 1)])
         for batch, cut in self._batches(self._epoch, self._position, endless=True, wanted=wanted):
             self._epoch, self._position = cut.epoch, cut.position
             self.skip(workers - 1)
@@ -154,8 +156,9 @@ class TargetReader(Stream):
         """All rows once, in the order of that epoch; the state does not move.
 
         A last batch of fewer rows is shared as equally as it goes, so a rank may get one batch less.
+        DataLoaders' workers take turns, as when iterating.
         """
-        for batch, _ in self._batches(number, 0, endless=False):
+        for batch, _ in self._batches(number, 0, False, turns()):
             yield batch
 
     def state_dict(self) -> dict[str, Any]:
@@ -262,3 +265,13 @@ class TargetReader(Stream):
                 if filled == size:
                     yield Cut(pieces, span.epoch, span.first + at)
                     pieces, filled = [], 0
+
+
+class Epoch(IterableDataset[Batch]):
+    """An epoch of a reader as the dataset of a DataLoader (batch_size=None): to evaluate a student on."""
+
+    def __init__(self, reader: TargetReader, number: int = 0) -> None:
+        self._reader, self._number = reader, number
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self._reader.epoch(self._number)

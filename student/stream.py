@@ -5,6 +5,7 @@ Knows states and workers, and not where the batches come from.
 
 from __future__ import annotations
 
+import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -29,10 +30,9 @@ class Stream(IterableDataset[Batch], ABC):
 
         Not a generator: what a loader keeps of a worker that has made no batch yet has to be where it will.
         """
-        worker = get_worker_info()
-        workers, first = (1, 0) if worker is None else (worker.num_workers, worker.id)
+        first, workers = _place()
         self.skip(0 if self._own else first)
-        self._own = worker is not None
+        self._own = in_worker()
         return self._turns(workers)
 
     @abstractmethod
@@ -59,6 +59,18 @@ class Stream(IterableDataset[Batch], ABC):
         """
 
 
+def turns() -> Iterator[bool]:
+    """Which of the batches that all workers of a DataLoader know are this one's; outside of one, all."""
+    ours, workers = _place()
+    return itertools.cycle([number == ours for number in range(workers)])
+
+
 def in_worker() -> bool:
     """Whether this is a DataLoader's worker."""
     return get_worker_info() is not None
+
+
+def _place() -> tuple[int, int]:
+    """Which worker this is, of how many; outside of one, the first of one."""
+    worker = get_worker_info()
+    return (0, 1) if worker is None else (worker.id, worker.num_workers)
