@@ -29,23 +29,22 @@ def prepared(url: str, output: Path, batch_rows: int = 5, **changes: Any) -> tup
 
 
 @pytest.mark.parametrize(
-    ("codec", "loss"),
+    ("model", "codec", "loss", "precision"),
     [
-        ("threshold", LossConfig(hard_weight=0.3, label_smoothing=0.1)),
-        ("threshold", LossConfig(kind="reverse_kl", weighting="uncertainty")),
-        ("dense", LossConfig(kind="tempered_kl", temperature=2.0)),
-        ("dense", LossConfig(kind="hard")),
+        (LM, "threshold", LossConfig(hard_weight=0.3, label_smoothing=0.1), "float32"),
+        (CAPPED, "threshold", LossConfig(kind="reverse_kl", weighting="uncertainty"), "float32"),
+        (LM, "dense", LossConfig(kind="tempered_kl", temperature=2.0), "float32"),
+        (CAPPED, "dense", LossConfig(kind="hard"), "bfloat16"),
     ],
+    ids=["mixed", "weighted", "tempered", "hard"],
 )
-@pytest.mark.parametrize("model", [LM, CAPPED], ids=["tied", "capped"])
-@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_a_score_is_that_of_the_whole_logits(
     token_store: Any,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
+    model: Any,
     codec: str,
     loss: LossConfig,
-    model: Any,
     precision: Literal["float32", "bfloat16"],
 ) -> None:
     student, reader = prepared(token_store(codec=codec), tmp_path, model=model)
@@ -86,11 +85,8 @@ def test_the_logits_of_a_batch_never_exist(
     assert seen.count > 0, "logits that are made are seen"
 
 
-@pytest.mark.parametrize("model", [LM, CAPPED], ids=["tied", "capped"])
-def test_operations_of_logits_that_are_not_made_are_counted_too(
-    token_store: Any, tmp_path: Path, model: Any
-) -> None:
-    student, reader = prepared(token_store(), tmp_path, model=model)
+def test_operations_of_logits_that_are_not_made_are_counted_too(token_store: Any, tmp_path: Path) -> None:
+    student, reader = prepared(token_store(), tmp_path)
     batch = next(iter(reader))
     with torch.no_grad(), flops.counter() as made:
         student.eval()(batch)
