@@ -7,6 +7,7 @@ trainer.fit(module, DataLoader(reader, batch_size=None))
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -35,6 +36,15 @@ class ReaderState(Callback):  # type: ignore[misc]
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
         """Counts from where the stream stands: a checkpoint, if there is one, is loaded by now."""
         self._start, self._batches = self._stream.state_dict(), 0
+
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        """Raises ConfigError where workers would outlive an epoch, and what they have read ahead be lost."""
+        persistent = getattr(trainer.train_dataloader, "persistent_workers", False)
+        if persistent and trainer.num_training_batches < math.inf:
+            raise ConfigError(
+                "persistent_workers must be off where an epoch has an end (limit_train_batches): what they "
+                "have read ahead would never be trained on"
+            )
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
         """Before any callback that saves."""

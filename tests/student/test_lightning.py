@@ -63,7 +63,13 @@ def keys_of(batches: Iterable[Batch]) -> list[str]:
 
 
 def fit(
-    stream: Stream, directory: Path, workers: int = 0, resume: Path | None = None, **settings: Any
+    stream: Stream,
+    directory: Path,
+    workers: int = 0,
+    resume: Path | None = None,
+    *,
+    persistent: bool = False,
+    **settings: Any,
 ) -> Bigram:
     """Trained, with a checkpoint after every fifth batch."""
     module = Bigram()
@@ -79,7 +85,10 @@ def fit(
         ],
         **settings,
     ).fit(
-        module, DataLoader(stream, batch_size=None, num_workers=workers), ckpt_path=resume, weights_only=True
+        module,
+        DataLoader(stream, batch_size=None, num_workers=workers, persistent_workers=persistent),
+        ckpt_path=resume,
+        weights_only=True,
     )
     return module
 
@@ -122,6 +131,15 @@ def test_epochs_of_lightning_go_on_where_the_one_before_ended(
     assert fit(mixture(), tmp_path, workers, **settings).seen == wanted
     resumed = fit(mixture(), tmp_path, workers, tmp_path / "step=5.ckpt", **settings)
     assert resumed.seen == wanted[20:]
+
+
+def test_workers_that_would_keep_what_they_read_ahead_are_refused(token_store: Any, tmp_path: Path) -> None:
+    url = token_store()
+    with pytest.raises(ConfigError, match="persistent_workers"):
+        fit(reader(url), tmp_path, 2, persistent=True, limit_train_batches=3, max_epochs=2)
+    assert fit(reader(url), tmp_path, 2, persistent=True, max_steps=2).seen == keys_of(
+        itertools.islice(reader(url), 2)
+    )
 
 
 def test_an_epoch_of_held_out_rows_is_validated_once_whatever_the_workers(
