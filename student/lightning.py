@@ -1,8 +1,10 @@
 """Stores in the world of Lightning: runs that are resumed at the exact row. Knows no model and no loss.
 
-reader = TargetReader(url, batch_rows=64)
-trainer = Trainer(max_steps=1000, callbacks=[ReaderState(reader)])
-trainer.fit(module, DataLoader(reader, batch_size=None))
+    reader = TargetReader(url, batch_rows=64)
+    trainer = Trainer(max_steps=1000, callbacks=[ReaderState(reader)])
+    trainer.fit(module, DataLoader(reader, batch_size=None))
+
+What the module's steps get are batches of the reader.
 """
 
 from __future__ import annotations
