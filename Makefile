@@ -14,7 +14,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q --numprocesses $(WORKERS)
 .DEFAULT_GOAL := help
 BENCHMARKS := bench-label bench-loss bench-scale bench-sweep bench-targets
 STREAMING := .venv-streaming
-.PHONY: help install chromium demo test test-fast test-nodes test-s3 lint format bench bench-read $(BENCHMARKS) clean
+.PHONY: help install chromium demo test test-fast test-nodes test-s3 test-trackers lint format bench bench-read $(BENCHMARKS) clean
 
 help:  ## this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -58,6 +58,10 @@ test-s3: install  ## the store, a job and its faults on Ceph's S3 server (starte
 
 test-nodes: install  ## the script for clusters: two Ray nodes in a network of their own (root; minutes of waiting)
 	$(BIN)/python -m pytest -q --nodes -m nodes --durations=5
+
+test-trackers: install  ## what MLflow and W&B are told, by their own libraries (installed here)
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[mlflow,wandb]'
+	$(BIN)/python -m pytest -q tests/student/test_trackers.py
 
 lint: install
 	$(BIN)/ruff check .

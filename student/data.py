@@ -7,11 +7,11 @@ overlap reading with training: handing batches between processes costs ten times
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from torch.utils.data import IterableDataset, get_worker_info
+from torch.utils.data import IterableDataset
 
 from pipeline.targets.decoded import Ints
 from pipeline.targets.errors import ConfigError, UserError
@@ -32,6 +32,7 @@ from student.loading import Loader, Teacher
 from student.order import Span, Split, blocks_of, bucketed, fingerprint, order_of, spans
 from student.prefetch import Cut, Prefetch
 from student.replay import Records, Replayer
+from student.stream import Stream, in_worker, turns
 from student.window import Window
 
 STATE_VERSION = 1
@@ -44,7 +45,7 @@ def id_map(vocabulary: VocabularyConfig | None, spec: Spec) -> IdMap | None:
     return IdMap.of(spec, vocabulary.tokenizer, vocabulary.store_tokenizer)
 
 
-class TargetReader(IterableDataset[Batch]):
+class TargetReader(Stream):
     """Reads a store as batches.
 
     The order of rows is a function of (seed, epoch): shards are permuted, then the rows of each window of
@@ -60,8 +61,8 @@ class TargetReader(IterableDataset[Batch]):
     than they have undecoded. Of inputs that are replayed it holds the corpus' files, as many as the windows
     have; a batch's are rendered with the batch, by the rank that gets it.
 
-    In a DataLoader (batch_size=None), worker w of W makes every W-th batch, and the batches come in the same
-    order as without. Each worker loads all shards, so threads alone are faster unless inputs are replayed.
+    In a DataLoader (see `student.stream`) each worker loads all shards, so threads alone are faster unless
+    inputs are replayed.
 
     url, options: the store. split: "train", "holdout" or "all"; holdout: share of the shards held out (see
     `student.order.blocks_of`). heads: names of the heads to decode, all by default. shuffle: False reads in
@@ -135,33 +136,29 @@ class TargetReader(IterableDataset[Batch]):
                 "label more of the corpus first, or change the holdout"
             )
         self._epoch = self._position = 0
-        self._own = False
-        """Whether the state is that of a DataLoader's worker, from which it goes on with its own next
-        batch."""
         self._fingerprint = fingerprint(self.blocks, self.store.spec.fingerprint)
         self._teachers = [
             fingerprint(blocks_of(other.shards, "all", 0), other.store.spec.fingerprint) for other in others
         ]
 
-    def __iter__(self) -> Iterator[Batch]:
-        """Endless, from where the state stands; each batch taken moves the state on."""
-        worker = get_worker_info()
-        workers, first = (1, 0) if worker is None else (worker.num_workers, worker.id)
-        if self._own:
-            first = 0
-        self._own = worker is not None
-        self._skip(first)
-        for batch, cut in self._batches(self._epoch, self._position, endless=True, stride=workers):
+    def _turns(self, workers: int) -> Iterator[Batch]:
+        wanted = itertools.cycle([True, *itertools.repeat(False, workers - 1)])
+        for batch, cut in self._batches(self._epoch, self._position, endless=True, wanted=wanted):
             self._epoch, self._position = cut.epoch, cut.position
-            self._skip(workers - 1)
+            self.skip(workers - 1)
             yield batch
+
+    def picked(self, wanted: Iterable[bool]) -> Iterator[Batch]:
+        """Of the batches from where the state stands those that are wanted, to its end; the state stays."""
+        return (batch for batch, _ in self._batches(self._epoch, self._position, True, wanted))
 
     def epoch(self, number: int) -> Iterator[Batch]:
         """All rows once, in the order of that epoch; the state does not move.
 
         A last batch of fewer rows is shared as equally as it goes, so a rank may get one batch less.
+        DataLoaders' workers take turns, as when iterating.
         """
-        for batch, _ in self._batches(number, 0, endless=False):
+        for batch, _ in self._batches(number, 0, False, turns()):
             yield batch
 
     def state_dict(self) -> dict[str, Any]:
@@ -196,7 +193,7 @@ class TargetReader(IterableDataset[Batch]):
         if not (isinstance(epoch, int) and isinstance(position, int) and 0 <= position <= self.rows):
             raise ConfigError("the reader's state has no valid epoch and position")
         self._epoch, self._position = epoch, position
-        self._own = get_worker_info() is not None
+        self._own = in_worker()
 
     def _identity(self) -> dict[str, Any]:
         return {
@@ -212,22 +209,30 @@ class TargetReader(IterableDataset[Batch]):
             **({"buckets": [self.bucket_rows, self.batch_rows]} if self.bucket_rows else {}),
         }
 
-    def _skip(self, batches: int) -> None:
-        """Moves the state on, past batches that other workers make."""
-        epochs, self._position = divmod(self._position + batches * self.batch_rows, self.rows)
-        self._epoch += epochs
+    def skip(self, batches: int) -> None:
+        """Moves the state on past so many batches, of all ranks, which are not read."""
+        self._epoch, self._position = self._after(self._epoch, self._position, batches)
+
+    def advanced(self, state: Mapping[str, Any], batches: int) -> dict[str, Any]:
+        """The state that comes so many batches after another."""
+        epoch, position = self._after(state["epoch"], state["position"], batches)
+        return {**state, "epoch": epoch, "position": position}
+
+    def _after(self, epoch: int, position: int, batches: int) -> tuple[int, int]:
+        epochs, position = divmod(position + batches * self.batch_rows, self.rows)
+        return epoch + epochs, position
 
     def _batches(
-        self, epoch: int, position: int, endless: bool, stride: int = 1
+        self, epoch: int, position: int, endless: bool, wanted: Iterable[bool] = itertools.repeat(True)
     ) -> Iterator[tuple[Batch, Cut]]:
-        """This rank's batches from a row of an epoch on; of every `stride` of them the first."""
+        """This rank's batches from a row of an epoch on, those that are wanted."""
         planned, walked = itertools.tee(self._spans(epoch, position, endless))
         cuts = self._cuts(walked, epoch, position, endless)
         depth = 1 if self.shuffle else self.window_shards - 1
         prefetch = Prefetch(
             self.blocks, self.loader, self._order, self._collate, depth=max(1, depth), ahead=self.ahead
         )
-        ours = (cut for cut in itertools.islice(cuts, 0, None, stride) if cut.pieces)
+        ours = (cut for cut in itertools.compress(cuts, wanted) if cut.pieces)
         yield from prefetch.run(planned, ours)
 
     def _spans(self, epoch: int, position: int, endless: bool) -> Iterator[Span]:
@@ -260,3 +265,13 @@ class TargetReader(IterableDataset[Batch]):
                 if filled == size:
                     yield Cut(pieces, span.epoch, span.first + at)
                     pieces, filled = [], 0
+
+
+class Epoch(IterableDataset[Batch]):
+    """An epoch of a reader as the dataset of a DataLoader (batch_size=None): to evaluate a student on."""
+
+    def __init__(self, reader: TargetReader, number: int = 0) -> None:
+        self._reader, self._number = reader, number
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self._reader.epoch(self._number)

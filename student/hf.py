@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,8 +24,9 @@ from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainerCallback
 from pipeline.targets.errors import ConfigError
 from student.checkpoint import read
 from student.config import LossConfig, SmallLM, TrainConfig, Transformers
-from student.data import TOKENS, Batch, TargetReader
+from student.data import TOKENS, Batch, Epoch, TargetReader
 from student.losses import distillation_loss
+from student.stream import Stream
 
 
 @dataclass(frozen=True)
@@ -33,13 +34,18 @@ class Collator:
     """From a reader's batch to what a causal language model of transformers and its trainers take.
 
     input_ids, attention_mask, labels: int64 [B, L]; labels are the tokens that have a target of the head, at
-    their own positions (the library shifts them), else -100. batch: the batch itself.
+    their own positions (the library shifts them), else -100. batch: the batch itself. A loader that makes
+    lists, as the Trainer's own, is to make them of one batch.
     """
 
     head: str = "logits"
 
-    def __call__(self, batch: Batch) -> dict[str, Any]:
-        """Raises SpecMismatch when the head is none of the batch's."""
+    def __call__(self, batch: Batch | Sequence[Batch]) -> dict[str, Any]:
+        """Raises SpecMismatch when the head is none of the batch's, ConfigError for several batches."""
+        if not isinstance(batch, Batch):
+            if len(batch) != 1:
+                raise ConfigError("per_device_train_batch_size must be 1: what a reader gives are batches")
+            (batch,) = batch
         batch.spec.head(self.head)
         tokens = batch.inputs[TOKENS].long()
         at = batch.row_index, batch.position_index + 1
@@ -52,11 +58,11 @@ class Collator:
 class DistillationTrainer(Trainer):  # type: ignore[misc]
     """transformers.Trainer whose loss is a store's targets instead of labels.
 
-    train_dataset, eval_dataset: TargetReaders of this rank, whose `batch_rows`, over all ranks, stand for the
-    arguments' batch sizes; give `max_steps`, for a reader has no end. An evaluation is an epoch of its
-    reader. loss: what is minimised, a mean over the targets of all ranks and accumulated batches. The
-    reader's state is kept in each checkpoint, and a run that is resumed goes on at that row.
-    Raises ConfigError for datasets that are no TargetReaders.
+    train_dataset: a TargetReader or MixedReader of this rank, whose `batch_rows`, over all ranks, stand for
+    the arguments' batch sizes; give `max_steps`, for a reader has no end. eval_dataset: a TargetReader, an
+    evaluation is an epoch of it. loss: what is minimised, a mean over the targets of all ranks and
+    accumulated batches. The reader's state is kept in each checkpoint, and a run that is resumed goes on at
+    that row, with `dataloader_num_workers` too. Raises ConfigError for other datasets.
     """
 
     loss_is_scaled_for_ga = True
@@ -64,16 +70,17 @@ class DistillationTrainer(Trainer):  # type: ignore[misc]
     def __init__(
         self, *arguments: Any, loss: LossConfig | None = None, head: str = "logits", **settings: Any
     ) -> None:
-        for name in ("train_dataset", "eval_dataset"):
-            if not isinstance(settings.get(name), TargetReader | None):
-                raise ConfigError(f"{name} of a DistillationTrainer is a student.data.TargetReader")
+        if not isinstance(settings.get("train_dataset"), Stream | None):
+            raise ConfigError("train_dataset of a DistillationTrainer is a TargetReader or a MixedReader")
+        if not isinstance(settings.get("eval_dataset"), TargetReader | None):
+            raise ConfigError("eval_dataset of a DistillationTrainer is a TargetReader")
         settings.setdefault("data_collator", Collator(head))
         super().__init__(*arguments, **settings)
         self.loss, self.head = loss or LossConfig(), head
         self.model_accepts_loss_kwargs = True  # that is: count the targets of a step
         if self.train_dataset is not None:
             self.args.ignore_data_skip = True
-            self.add_callback(_ReaderState(self.train_dataset))
+            self.add_callback(ReaderState(self.train_dataset))
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         """The reader's batches, which are whole and this rank's already."""
@@ -81,10 +88,16 @@ class DistillationTrainer(Trainer):  # type: ignore[misc]
 
     def get_eval_dataloader(self, eval_dataset: TargetReader | None = None) -> DataLoader[Any]:
         """An epoch of the reader."""
-        return self._loader(_Epoch(eval_dataset or self.eval_dataset))
+        return self._loader(Epoch(eval_dataset or self.eval_dataset))
 
     def _loader(self, batches: IterableDataset[Batch]) -> DataLoader[Any]:
-        return DataLoader(batches, batch_size=None, collate_fn=self.data_collator)
+        return DataLoader(
+            batches,
+            batch_size=None,
+            collate_fn=self.data_collator,
+            num_workers=self.args.dataloader_num_workers,
+            prefetch_factor=self.args.dataloader_prefetch_factor,
+        )
 
     def compute_loss(
         self,
@@ -109,26 +122,24 @@ class DistillationTrainer(Trainer):  # type: ignore[misc]
         return (loss, outputs) if return_outputs else loss
 
 
-class _Epoch(IterableDataset[Batch]):
-    """A reader's first epoch, as a dataset."""
+class ReaderState(TrainerCallback):  # type: ignore[misc]
+    """Keeps the state of train_dataset beside the Trainer's checkpoints, and has it go on there.
 
-    def __init__(self, reader: TargetReader) -> None:
-        self._reader = reader
+    That is behind the batches that were learned, whatever the Trainer or a DataLoader's workers have read
+    ahead. A DistillationTrainer has one; another Trainer needs `ignore_data_skip=True` with it, or reads and
+    drops all that came before.
+    """
 
-    def __iter__(self) -> Iterator[Batch]:
-        return self._reader.epoch(0)
-
-
-class _ReaderState(TrainerCallback):  # type: ignore[misc]
-    """Keeps the reader's state beside the library's checkpoints."""
-
-    def __init__(self, reader: TargetReader) -> None:
-        self._reader = reader
+    def __init__(self, stream: Stream) -> None:
+        self._stream = stream
+        self._start: Mapping[str, Any] = stream.state_dict()
+        self._step = 0
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """The state is the same on every rank."""
         if state.is_world_process_zero:
-            self._file(args, state).write_text(json.dumps(self._reader.state_dict()))
+            batches = (state.global_step - self._step) * args.gradient_accumulation_steps
+            self._file(args, state).write_text(json.dumps(self._stream.advanced(self._start, batches)))
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Raises ConfigError when the checkpoint that is resumed is not of this trainer and output_dir."""
@@ -136,7 +147,8 @@ class _ReaderState(TrainerCallback):  # type: ignore[misc]
             file = self._file(args, state)
             if not file.exists():
                 raise ConfigError(f"there is no {file}: resume from a checkpoint of output_dir itself")
-            self._reader.load_state_dict(json.loads(file.read_text()))
+            self._stream.load_state_dict(json.loads(file.read_text()))
+        self._start, self._step = self._stream.state_dict(), state.global_step
 
     @staticmethod
     def _file(args: Any, state: Any) -> Path:

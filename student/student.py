@@ -28,8 +28,8 @@ class Student(nn.Module):
 
     All goes through `forward`, so DDP can wrap it whole. A model with `features` and `head` (see
     `student.models.SmallLM`) never makes the logits of other positions; and where the head is a plain
-    nn.Linear, in training none at all: forward gives `LinearLogits`. Such a model may say `logit_scale` and
-    `logit_softcap`, as in `LinearLogits`.
+    nn.Linear, none at all in training and in `student.evaluate`: forward gives `LinearLogits`. Such a model
+    may say `logit_scale` and `logit_softcap`, as in `LinearLogits`.
     Raises ConfigError or SpecMismatch for a configuration that does not fit the store.
     """
 
@@ -52,8 +52,10 @@ class Student(nn.Module):
             and hasattr(self.model, "head")
         )
 
-    def forward(self, batch: Batch) -> Logits:
+    def forward(self, batch: Batch, *, make: bool | None = None) -> Logits:
         """Logits [N, V], in the order of the batch's targets, without those that pad a model's vocabulary.
+
+        make: whether to make those that may stay `LinearLogits`; by default where it is not in training.
         Raises SpecMismatch if V is not the head's.
         """
         name = self.head.name
@@ -68,7 +70,8 @@ class Student(nn.Module):
                 "give the student as many outputs, or, if it has more ids than its tokenizer, name that in "
                 "train.vocabulary"
             )
-        return logits.make() if isinstance(logits, LinearLogits) and not self.training else logits
+        make = not self.training if make is None else make
+        return logits.make() if isinstance(logits, LinearLogits) and make else logits
 
     def _logits(self, batch: Batch) -> Logits:
         inputs, name = batch.inputs[self.inputs], self.head.name

@@ -38,18 +38,19 @@ def distillation_loss(
     Raises ConfigError when the kind does not fit the targets, or labels are needed and there are none.
     """
     kind = loss_kind(config, targets)
-    if config.weighting == "uncertainty" and isinstance(targets, TorchEmbedding):
-        raise ConfigError("loss.weighting must be uniform for embeddings: vectors have no entropy")
     if kind in _RELATIONAL and isinstance(targets, TorchEmbedding):
         if config.hard_weight:
             raise ConfigError(f"loss.hard_weight must be 0 for {kind}: it compares vectors, not classes")
         if isinstance(logits, LinearLogits):
             logits = logits.make()
         return _RELATIONAL[kind](logits, targets, weights=weights, reduction=reduction)
-    formula = _mixed(config, kind, targets, labels)
-    if config.weighting == "uncertainty":
-        formula = Uncertain(formula)
-    return by_rows(logits, formula, reduction, weights)
+    return by_rows(logits, distillation_formula(config, targets, labels), reduction, weights)
+
+
+def distillation_formula(config: LossConfig, targets: TorchTargets | None, labels: Tensor | None) -> Formula:
+    """What `distillation_loss` is a sum over rows of. Raises ConfigError as it does, and where it is none."""
+    formula = _mixed(config, loss_kind(config, targets), targets, labels)
+    return Uncertain(formula) if config.weighting == "uncertainty" else formula
 
 
 def two_teacher_loss(
@@ -72,6 +73,8 @@ def two_teacher_loss(
 
 def loss_kind(config: LossConfig, targets: TorchTargets | None) -> str:
     """The kind that a configuration means for these targets. Raises ConfigError when they do not fit."""
+    if config.weighting == "uncertainty" and isinstance(targets, TorchEmbedding):
+        raise ConfigError("loss.weighting must be uniform for embeddings: vectors have no entropy")
     if config.kind == "hard":
         return "hard"
     if targets is None:

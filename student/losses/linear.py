@@ -79,6 +79,11 @@ class LinearLogits:
             z = self.scale * nn.functional.linear(self.hidden, self.weight.to(self.hidden.dtype), bias)
             return z if self.cap is None else self.cap * torch.tanh(z / self.cap)
 
+    def parts(self) -> Iterator[tuple[int, int, Tensor]]:
+        """As `student.losses.rows.parts_of`."""
+        bias = None if self.bias is None else self.bias.detach()
+        return _Pass(self.hidden.detach(), self.weight.detach(), bias, self.scale, self.cap).logits()
+
     def sum(self, formula: Formula, weights: Tensor | None = None) -> Tensor:
         """Σ_n weights[n] · loss of row n, with the gradients made at once: it can be differentiated once.
 
@@ -114,8 +119,10 @@ class _Settings:
 class _Pass:
     """One walk over all rows, and what it works out: losses [N] and, if upstream [N] is given, gradients."""
 
-    def __init__(self, hidden: Tensor, weight: Tensor, bias: Tensor | None, settings: _Settings) -> None:
-        self.hidden, self.weight, self.bias, self.settings = hidden, weight, bias, settings
+    def __init__(
+        self, hidden: Tensor, weight: Tensor, bias: Tensor | None, scale: float, cap: float | None
+    ) -> None:
+        self.hidden, self.weight, self.bias, self.scale, self.cap = hidden, weight, bias, scale, cap
         self.matrix = weight.to(hidden.dtype)
         # A part as large as a quarter of the matrix costs little beside the matrix' gradient, and has enough
         # rows that reading the matrix does not bound the speed of a product.
@@ -123,24 +130,26 @@ class _Pass:
         self.size = min(len(hidden), most)
         self.losses = upcast(hidden[:0]).new_zeros(len(hidden))
 
-    def forward(self) -> None:
+    def forward(self, formula: Formula) -> None:
         """Losses alone."""
-        for a, b, z in self._logits():
-            self.losses[a:b] = self.settings.formula.losses(z, a, b)
+        for a, b, z in self.logits():
+            self.losses[a:b] = formula.losses(z, a, b)
 
-    def derive(self, upstream: Tensor, wanted: tuple[bool, bool, bool]) -> list[Tensor | None]:
+    def derive(
+        self, formula: Formula, upstream: Tensor, wanted: tuple[bool, bool, bool]
+    ) -> list[Tensor | None]:
         """Losses, and the gradients of Σ upstream · losses in hidden, weight and bias, as far as wanted."""
-        total, settings = self.losses.dtype, self.settings
+        total = self.losses.dtype
         for_hidden = torch.empty_like(self.hidden) if wanted[0] else None
         for_weight = torch.zeros_like(self.weight, dtype=total) if wanted[1] else None
         for_bias = torch.zeros_like(self.bias, dtype=total) if wanted[2] and self.bias is not None else None
-        for a, b, z in self._logits():
-            slope = None if settings.cap is None else 1 - (z / settings.cap).square_()
-            self.losses[a:b], gradient = settings.formula.derive(z, a, b, upstream[a:b])
+        for a, b, z in self.logits():
+            slope = None if self.cap is None else 1 - (z / self.cap).square_()
+            self.losses[a:b], gradient = formula.derive(z, a, b, upstream[a:b])
             if slope is not None:
                 gradient.mul_(slope)
-            if settings.scale != 1:
-                gradient.mul_(settings.scale)
+            if self.scale != 1:
+                gradient.mul_(self.scale)
             if for_bias is not None:
                 for_bias += gradient.sum(0)
             gradient = gradient.to(self.hidden.dtype)
@@ -154,7 +163,7 @@ class _Pass:
             None if for_bias is None or self.bias is None else for_bias.to(self.bias.dtype),
         ]
 
-    def _logits(self) -> Iterator[tuple[int, int, Tensor]]:
+    def logits(self) -> Iterator[tuple[int, int, Tensor]]:
         """start, stop and logits [C, V] of each part, in memory that the next one uses again."""
         made = self.matrix.new_empty((self.size, len(self.weight)))
         worked = upcast(made)
@@ -164,10 +173,10 @@ class _Pass:
                 z += self.bias
             if worked is not made:
                 z = worked[: b - a].copy_(z)
-            if self.settings.scale != 1:
-                z *= self.settings.scale
-            if self.settings.cap is not None:
-                z.div_(self.settings.cap).tanh_().mul_(self.settings.cap)
+            if self.scale != 1:
+                z *= self.scale
+            if self.cap is not None:
+                z.div_(self.cap).tanh_().mul_(self.cap)
             yield a, b, z
 
 
@@ -187,11 +196,13 @@ class _Sum(torch.autograd.Function):
     def forward(
         ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, settings: _Settings, weights: Tensor
     ) -> Tensor:
-        walk = _Pass(hidden, weight, bias, settings)
+        walk = _Pass(hidden, weight, bias, settings.scale, settings.cap)
         if settings.differentiable and any(ctx.needs_input_grad[:3]):
-            ctx.gradients = walk.derive(weights.to(walk.losses.dtype), ctx.needs_input_grad[:3])
+            ctx.gradients = walk.derive(
+                settings.formula, weights.to(walk.losses.dtype), ctx.needs_input_grad[:3]
+            )
         else:
-            walk.forward()
+            walk.forward(settings.formula)
         return (walk.losses * weights).sum()
 
     @staticmethod
@@ -215,13 +226,13 @@ class _Each(torch.autograd.Function):
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, settings: _Settings) -> Tensor:
         ctx.save_for_backward(hidden, weight, bias)
         ctx.settings = settings
-        walk = _Pass(hidden, weight, bias, settings)
-        walk.forward()
+        walk = _Pass(hidden, weight, bias, settings.scale, settings.cap)
+        walk.forward(settings.formula)
         return walk.losses
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
         hidden, weight, bias = ctx.saved_tensors
-        walk = _Pass(hidden, weight, bias, ctx.settings)
-        return (*walk.derive(upstream, ctx.needs_input_grad[:3]), None)
+        walk = _Pass(hidden, weight, bias, ctx.settings.scale, ctx.settings.cap)
+        return (*walk.derive(ctx.settings.formula, upstream, ctx.needs_input_grad[:3]), None)

@@ -7,6 +7,7 @@ available.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, Literal
 
 import torch
@@ -39,6 +40,16 @@ def by_rows(
     if weights is not None:
         losses = losses * weights.detach()
     return reduced(losses, reduction)
+
+
+def parts_of(logits: Logits) -> Iterator[tuple[int, int, Tensor]]:
+    """start, stop and logits [C, V] of one part after the other, in float32 (float64 for those of float64).
+
+    For `Formula.losses`; not differentiable. Of `LinearLogits` in memory that the next part uses again.
+    """
+    if isinstance(logits, LinearLogits):
+        return logits.parts()
+    return ((a, b, upcast(logits[a:b].detach())) for a, b in _parts(logits))
 
 
 def reduced(losses: Tensor, reduction: Reduction) -> Tensor:

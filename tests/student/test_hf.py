@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,9 @@ import torch
 
 from pipeline.targets.errors import ConfigError
 from student.config import TrainConfig, Transformers
-from student.data import TargetReader
+from student.data import Batch, TargetReader
+from student.losses import sparse_cross_entropy
+from student.mixing import MixedReader
 from student.models import build
 from student.student import restore
 from student.train import train
@@ -18,10 +22,10 @@ from tests.student.runs import LM, configured, same, weights
 
 pytest.importorskip("transformers")
 
-from transformers import AutoModelForCausalLM, TrainingArguments
+from transformers import AutoModelForCausalLM, Trainer, TrainingArguments
 
 from student.causal_lm import CausalLM, HalvedCausalLM
-from student.hf import DistillationTrainer, export
+from student.hf import Collator, DistillationTrainer, ReaderState, export
 
 SHAPE = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2}
 QWEN = {
@@ -88,26 +92,76 @@ def test_transformers_trainer_ends_where_ours_does(
     assert trainer.evaluate()["eval_loss"] == pytest.approx(events[-1].score.loss, rel=1e-4)  # type: ignore[union-attr]
 
 
-def test_a_resumed_transformers_run_goes_on_at_the_same_row(token_store: Any, tmp_path: Path) -> None:
-    url = token_store()
+def small() -> Any:
+    torch.manual_seed(0)
+    model = build(Transformers.model_validate(QWEN), [None], 23)
+    assert isinstance(model, CausalLM)
+    return model.model
+
+
+def keys_of(batches: Iterable[Batch]) -> list[str]:
+    return [key for batch in batches for key in batch.keys]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_resumed_transformers_run_goes_on_at_the_same_row(
+    token_store: Any, tmp_path: Path, workers: int
+) -> None:
+    """Of a mixture, with two batches a step; what workers have read ahead is not lost."""
+    urls = [token_store(), token_store([8, 5], name="other")]
 
     def trainer(name: str, **changes: Any) -> DistillationTrainer:
-        torch.manual_seed(0)
-        model = build(Transformers.model_validate(QWEN), [None], 23)
-        assert isinstance(model, CausalLM)
-        settings = arguments(tmp_path / name, **changes)
-        return DistillationTrainer(model.model, settings, train_dataset=reader(url))
+        stream = MixedReader([reader(url, batch_rows=4) for url in urls], [2, 1])
+        more = {"gradient_accumulation_steps": 2, "dataloader_num_workers": workers, **changes}
+        return DistillationTrainer(small(), arguments(tmp_path / name, **more), train_dataset=stream)
 
-    whole, cut = trainer("whole"), trainer("cut", max_steps=8)
+    whole, cut = trainer("whole", dataloader_num_workers=0), trainer("cut", max_steps=8)
     whole.train()
     cut.train()
-    (tmp_path / "cut" / "elsewhere").symlink_to(tmp_path / "cut" / "checkpoint-8")
     resumed = trainer("cut")
     resumed.train(resume_from_checkpoint=str(tmp_path / "cut" / "checkpoint-8"))
     assert same(dict(resumed.model.state_dict()), dict(whole.model.state_dict()))
     (tmp_path / "cut" / "checkpoint-8" / "reader.json").unlink()
     with pytest.raises(ConfigError, match=r"there is no .*checkpoint-8/reader\.json"):
         trainer("cut").train(resume_from_checkpoint=str(tmp_path / "cut" / "checkpoint-8"))
+
+
+class PlainTrainer(Trainer):  # type: ignore[misc]
+    """The library's own, with a loss of sparse targets; remembers which rows it has seen."""
+
+    def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, **_: Any) -> Any:
+        batch = inputs.pop("batch")
+        self.seen = [*getattr(self, "seen", []), *batch.keys]
+        logits = batch.pick(model(**inputs).logits, "logits")
+        return sparse_cross_entropy(logits, batch.targets["logits"])
+
+
+@pytest.mark.parametrize(("workers", "skips"), [(0, True), (2, False)])
+def test_the_librarys_own_trainer_reads_every_row_in_its_order_and_resumes_at_the_next(
+    token_store: Any, tmp_path: Path, workers: int, skips: bool
+) -> None:
+    """By reading again what came before, as it does by itself, or by the reader's state."""
+    url = token_store()
+
+    def trained(resume: str | None, **changes: Any) -> list[str]:
+        r = reader(url)
+        settings = {"per_device_train_batch_size": 1, "dataloader_num_workers": workers, **changes}
+        trainer = PlainTrainer(
+            small(),
+            arguments(tmp_path, ignore_data_skip=not skips, **settings),
+            train_dataset=r,
+            data_collator=Collator(),
+            callbacks=[] if skips else [ReaderState(r)],
+        )
+        trainer.train(resume_from_checkpoint=resume)
+        return trainer.seen
+
+    wanted = keys_of(itertools.islice(reader(url), STEPS))
+    assert trained(None, max_steps=8) == wanted[: 8 * 6]
+    assert trained(str(tmp_path / "checkpoint-4")) == wanted[4 * 6 :]
+    if not skips:
+        with pytest.raises(ConfigError, match="per_device_train_batch_size must be 1"):
+            trained(None, per_device_train_batch_size=2, dataloader_num_workers=0)
 
 
 def test_a_transformers_student_is_a_directory_of_transformers(token_store: Any, tmp_path: Path) -> None:

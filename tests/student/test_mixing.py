@@ -3,39 +3,85 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pipeline.targets.errors import ConfigError
-from student.data import TargetReader
-from student.mixing import MixedReader
+from student.data import Batch, TargetReader
+from student.mixing import MixedReader, schedule
 from student.packing import pack
-
-
-class Counting:
-    """A reader of numbers."""
-
-    def __init__(self) -> None:
-        self.at = 0
-
-    def __iter__(self) -> Any:
-        while True:
-            self.at += 1
-            yield self.at
+from tests.student.workers import in_turns
 
 
 @settings(max_examples=30)
 @given(weights=st.lists(st.floats(0.01, 10), min_size=1, max_size=6), batches=st.integers(1, 200))
 def test_no_store_is_ever_a_whole_batch_ahead_of_its_share(weights: list[float], batches: int) -> None:
-    mixed = MixedReader([Counting() for _ in weights], weights)  # type: ignore[misc]
-    for n, _ in enumerate(itertools.islice(mixed, batches), start=1):
-        taken = [reader.at for reader in mixed.readers]  # type: ignore[attr-defined]
-        assert sum(taken) == n
-        assert all(t - n * share < 1 + 1e-9 for t, share in zip(taken, mixed.shares, strict=True))
+    shares = [weight / sum(weights) for weight in weights]
+    taken = [0] * len(weights)
+    for n, chosen in enumerate(itertools.islice(schedule(shares, taken), batches), start=1):
+        taken[chosen] += 1
+        assert all(t - n * share < 1 + 1e-9 for t, share in zip(taken, shares, strict=True))
+
+
+def mixture(urls: Sequence[str], weights: Sequence[float]) -> MixedReader:
+    return MixedReader([TargetReader(url, batch_rows=4, split="all", heads=[]) for url in urls], weights)
+
+
+def keys_of(batches: Iterable[Batch]) -> list[str]:
+    return [key for batch in batches for key in batch.keys]
+
+
+@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    weights=st.lists(st.floats(0.1, 10) | st.integers(1, 3), min_size=1, max_size=3),
+    workers=st.integers(1, 4),
+    batches=st.lists(st.integers(0, 12), min_size=1, max_size=3),
+)
+def test_a_mixture_in_workers_gives_the_order_of_one_process_wherever_it_is_interrupted(
+    token_store: Any, weights: list[float], workers: int, batches: list[int]
+) -> None:
+    urls = [token_store([5 + n, 6], name=f"store{n}") for n in range(len(weights))]
+    seen = in_turns(lambda: mixture(urls, weights), workers, batches)
+    one = mixture(urls, weights)
+    start = one.state_dict()
+    assert seen == keys_of(itertools.islice(one, sum(batches)))
+    assert one.advanced(start, sum(batches)) == one.state_dict()
+
+
+def test_a_worker_whose_turn_never_comes_does_not_look_for_it_without_end(token_store: Any) -> None:
+    """Almost equal weights: for a while each of two workers reads one store, then the other one."""
+    urls = [token_store([5 + n, 6], name=f"store{n}") for n in range(2)]
+    weights = (1, 1 + 1e-12)
+    first = mixture(urls, weights)
+    state = {**first.state_dict(), "taken": [10**9, 10**9 - 1]}
+
+    def resumed() -> MixedReader:
+        again = mixture(urls, weights)
+        again.load_state_dict(state)
+        return again
+
+    chosen = list(itertools.islice(schedule(first.shares, state["taken"]), 6))
+    assert chosen[0] == chosen[1] or chosen[1] == chosen[2], "here the stores change places"
+    assert in_turns(resumed, 2, [6]) == keys_of(itertools.islice(resumed(), 6))
+
+
+def test_a_stateful_dataloader_resumes_a_mixture_at_the_exact_batch(token_store: Any) -> None:
+    stateful = pytest.importorskip("torchdata.stateful_dataloader")
+    urls = [token_store([5 + n, 6], name=f"store{n}") for n in range(2)]
+
+    def loader() -> Any:
+        return stateful.StatefulDataLoader(mixture(urls, (1, 2)), batch_size=None, num_workers=2)
+
+    first, second = loader(), loader()
+    seen = keys_of(itertools.islice(first, 5))
+    second.load_state_dict(first.state_dict())
+    seen += keys_of(itertools.islice(second, 5))
+    assert seen == keys_of(itertools.islice(mixture(urls, (1, 2)), 10))
 
 
 def test_a_mixture_resumes_at_the_exact_batch_of_each_store(token_store: Any, image_store: Any) -> None:

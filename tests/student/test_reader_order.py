@@ -13,9 +13,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pipeline.targets.errors import ConfigError, UserError
-from student import data
 from student.data import TargetReader
 from student.order import permutation
+from tests.student.workers import in_turns
 
 KEYS = [f"{s}/{i}" for s, n in enumerate((9, 12, 5)) for i in range(n)]
 
@@ -176,30 +176,7 @@ def test_workers_in_turns_give_the_order_of_one_and_go_on_where_they_were_interr
 ) -> None:
     """As a stateful loader does it: each worker has its own copy and its own state, also when it resumes."""
     url = token_store()
-
-    class Worker:
-        def __init__(self, number: int) -> None:
-            self.id, self.num_workers = number, workers
-
-    states: list[Any] = [None] * workers
-    seen: list[str] = []
-    turn = 0
-    with pytest.MonkeyPatch.context() as patch:
-        for count in batches:
-            readers, streams = [], []
-            for number in range(workers):
-                patch.setattr(data, "get_worker_info", lambda number=number: Worker(number))
-                readers.append(reader(url, heads=[]))
-                if states[number] is not None:
-                    readers[-1].load_state_dict(states[number])
-                streams.append(iter(readers[-1]))
-            for _ in range(count):
-                patch.setattr(data, "get_worker_info", lambda number=turn: Worker(number))
-                seen += next(streams[turn]).keys
-                states[turn] = readers[turn].state_dict()
-                turn = (turn + 1) % workers
-            for stream in streams:
-                stream.close()  # type: ignore[attr-defined]
+    seen = in_turns(lambda: reader(url, heads=[]), workers, batches)
     assert seen == keys_of(itertools.islice(reader(url), sum(batches)))
 
 
@@ -214,8 +191,11 @@ def test_in_a_dataloader_the_batches_and_their_order_are_the_same(token_store: A
         stream._shutdown_workers()  # found as garbage, it would wait five seconds for its processes
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_a_stateful_dataloader_resumes_at_the_exact_batch(token_store: Any, workers: int) -> None:
+@pytest.mark.parametrize(("workers", "batches"), [(0, 5), (2, 5), (3, 1)])
+def test_a_stateful_dataloader_resumes_at_the_exact_batch(
+    token_store: Any, workers: int, batches: int
+) -> None:
+    """Also where some of its workers had made no batch yet."""
     stateful = pytest.importorskip("torchdata.stateful_dataloader")
     url = token_store()
 
@@ -223,12 +203,25 @@ def test_a_stateful_dataloader_resumes_at_the_exact_batch(token_store: Any, work
         return stateful.StatefulDataLoader(reader(url), batch_size=None, num_workers=workers)
 
     first = loader()
-    seen = keys_of(itertools.islice(first, 5))
+    seen = keys_of(itertools.islice(first, batches))
     state = first.state_dict()
     second = loader()
     second.load_state_dict(state)
     seen += keys_of(itertools.islice(second, 5))
-    assert seen == keys_of(itertools.islice(reader(url), 10))
+    assert seen == keys_of(itertools.islice(reader(url), batches + 5))
+
+
+@settings(max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(start=st.integers(0, 9), batches=st.integers(0, 30))
+def test_a_state_is_told_without_reading_what_comes_before_it(
+    token_store: Any, start: int, batches: int
+) -> None:
+    r, skipped = reader(token_store(), heads=[]), reader(token_store(), heads=[])
+    skipped.skip(start)
+    told = skipped.advanced(skipped.state_dict(), batches)
+    for _ in itertools.islice(r, start + batches):
+        pass
+    assert told == r.state_dict()
 
 
 def test_from_s3_come_the_batches_of_the_local_store(
