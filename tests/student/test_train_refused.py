@@ -24,7 +24,13 @@ from tests.student.runs import LM, configured
         ({"accumulation": 4}, ConfigError, "no multiple of accumulation 4"),
         ({"device": "nonsense"}, ConfigError, "device 'nonsense' cannot be used"),
         ({"model": {"kind": "mlp"}}, ConfigError, "fixed shape"),
+        (
+            {"model": {"kind": "torch", "factory": "torch.nn:Linear", "arguments": {"in": 3}}},
+            ConfigError,
+            "model.arguments do not fit torch.nn:Linear: ",
+        ),
         ({"loss": {"kind": "topk_kl"}}, ConfigError, "use sparse_cross_entropy"),
+        ({"loss": {"final_temperature": 3}}, ConfigError, "loss.final_temperature must be 1 .*, not 3"),
         ({"learning_rate": 1e30, "clip_norm": None, "warmup_steps": 0}, DecantError, "not finite at step"),
     ],
 )
