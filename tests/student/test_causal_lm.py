@@ -12,7 +12,6 @@ from pipeline.targets.errors import ConfigError
 from student.causal_lm import HalvedCausalLM, load
 from student.config import Transformers
 
-
 SHAPE = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
 BERT = {"model_type": "bert", **SHAPE}
 
