@@ -140,7 +140,7 @@ class Cache:
             fcntl.flock(file, fcntl.LOCK_EX)
         try:
             with file:
-                os.posix_fallocate(file.fileno(), 0, size)
+                file.truncate(size)  # so that whoever evicts counts it already
                 yield file
         finally:
             temporary.unlink(missing_ok=True)

@@ -87,7 +87,7 @@ class TrainConfig(Config):
     """Of the forward pass (autocast). Weights, optimiser and losses stay float32."""
 
     device: str = "auto"
-    """"auto" (an accelerator if there is one), "cpu", "cuda", …"""
+    """"auto" (an accelerator if there is one, but for Apple's, which has no float64), "cpu", "cuda", …"""
 
     parallel: Literal["ddp", "fsdp"] = "ddp"
     """What several ranks do: each holds the whole student (ddp), or each a part of every weight, gradient and
