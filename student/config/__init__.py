@@ -3,7 +3,6 @@
 Everything that is configured is imported from here.
 """
 
-from student.config.base import Config
 from student.config.losses import LossConfig
 from student.config.models import (
     MLP,
@@ -22,7 +21,6 @@ __all__ = [
     "MLP",
     "OWN",
     "AnyModel",
-    "Config",
     "LossConfig",
     "ReadingConfig",
     "ShallowMimic",

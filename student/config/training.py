@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
@@ -10,6 +10,9 @@ from student.config.base import Config
 from student.config.losses import LossConfig
 from student.config.models import AnyModel
 from student.config.reading import ReadingConfig, StoreLocation, VocabularyConfig
+
+Decay = Annotated[float, Field(ge=0, lt=1)]
+"""Share of a running mean that is left after a step."""
 
 
 class TrainConfig(Config):
@@ -54,7 +57,7 @@ class TrainConfig(Config):
     learning_rate: PositiveFloat = 1e-3
     """Its peak."""
 
-    betas: tuple[float, float] = (0.9, 0.95)
+    betas: tuple[Decay, Decay] = (0.9, 0.95)
     """AdamW's decay rates of the two moments."""
 
     momentum: float = Field(default=0.9, ge=0, lt=1)

@@ -94,9 +94,12 @@ def test_a_damaged_shard_is_refused_before_the_first_step(token_store: Any, tmp_
         next(e for e in train(configured(url, tmp_path / "run")) if isinstance(e, Checked | Step))
 
 
-def test_an_unknown_key_is_refused() -> None:
-    with pytest.raises(ValueError, match="learnin_rate"):
-        TrainConfig.model_validate({"output": "x", "model": LM, "steps": 1, "learnin_rate": 1})
+@pytest.mark.parametrize(
+    "wrong", [{"learnin_rate": 1}, {"betas": [0.9, 1.0]}], ids=lambda wrong: next(iter(wrong))
+)
+def test_a_key_that_is_unknown_or_out_of_its_range_is_refused_by_its_name(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        TrainConfig.model_validate({"output": "x", "model": LM, "steps": 1, **wrong})
 
 
 def test_every_key_is_documented() -> None:
