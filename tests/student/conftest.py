@@ -141,7 +141,10 @@ def shifted_store(tmp_path: Path) -> MakeStore:
 
 @pytest.fixture
 def image_store(tmp_path: Path) -> MakeStore:
-    """make(shards, codec="dense", …) -> URL of a store of images [1, 8, 8], with a linear teacher."""
+    """make(shards, codec="dense", …) -> URL of a store of images [1, 8, 8], with a linear teacher.
+
+    first_label: of the first class; 0 is the only right one.
+    """
 
     def make(
         shards: Sequence[int] = (20, 24, 16),
@@ -149,6 +152,7 @@ def image_store(tmp_path: Path) -> MakeStore:
         labels: bool = True,
         name: str = "images",
         container: Container = "parquet",
+        first_label: int = 0,
     ) -> str:
         inputs = [Input("image", "|u1", (1, 8, 8))] + ([Input("label", "<u2", ())] if labels else [])
         spec = Spec(
@@ -166,7 +170,10 @@ def image_store(tmp_path: Path) -> MakeStore:
             images = rng.integers(0, 256, (n, 1, 8, 8)).astype(np.uint8)
             logits = ((images.reshape(n, 64) / 255 - 0.5) @ weights).astype(np.float32)
             keys = [f"{s}/{i}" for i in range(n)]
-            values: dict[str, Any] = {"image": images, "label": logits.argmax(1).astype("<u2")}
+            values: dict[str, Any] = {
+                "image": images,
+                "label": (first_label + logits.argmax(1)).astype("<u2"),
+            }
             shown = {item.name: values[item.name] for item in inputs}
             write_unit(store, unit_of(s, n), one_view_rows(spec, keys, [0] * n, shown, logits))
         return url

@@ -107,3 +107,14 @@ def test_every_key_is_documented() -> None:
     for name, definition in {"TrainConfig": schema, **schema["$defs"]}.items():
         for key, field in definition["properties"].items():
             assert field.get("description") or key == "kind", f"{name}.{key}"
+
+
+def test_labels_that_are_no_classes_are_refused_before_the_first_step(
+    image_store: Any, tmp_path: Path
+) -> None:
+    """As of a corpus that counts its classes from 1."""
+    config = configured(
+        image_store(first_label=1), tmp_path / "run", model={"kind": "mlp"}, loss={"kind": "tempered_kl"}
+    )
+    with pytest.raises(CorruptShard, match=r"has the label 4, and the head logits has the classes 0 to 3"):
+        next(e for e in train(config) if isinstance(e, Checked | Step))
