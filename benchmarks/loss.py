@@ -33,6 +33,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from benchmarks.memory import resident
 from benchmarks.record import record
 from student.config import LossConfig
 from student.losses import LinearLogits, distillation_loss
@@ -139,14 +140,9 @@ def highest(arm: str, shape: str) -> int:
     Material(8, 16, 1024).step(arm)()
     material = Material(*SHAPES[shape])
     Path("/proc/self/clear_refs").write_text("5")
-    before = _resident("VmRSS")
+    before = resident("VmRSS")
     material.step(arm)()
-    return _resident("VmHWM") - before
-
-
-def _resident(field: str) -> int:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(field))
+    return resident("VmHWM") - before
 
 
 def memory(arm: str, shape: str, threads: int, distillkit: Path | None) -> int:

@@ -4,9 +4,10 @@ read.
     python -m benchmarks.shuffling --shards 512 --rows 1000
 
 - spread: of the rows of one shard, the standard deviation of their places in the epoch, over that of a full
-shuffle. - shards: different shards in a batch, over those of a full shuffle's batch. - entropy: of the shard
-ids in a batch, in bits, over that of a full shuffle's batch. - apart: of pairs of rows that are neighbours in
-a shard, those that are in one batch, a thousand; rows of one
+  shuffle.
+- shards: different shards in a batch, over those of a full shuffle's batch.
+- entropy: of the shard ids in a batch, in bits, over that of a full shuffle's batch.
+- apart: of pairs of rows that are neighbours in a shard, those that are in one batch, a thousand; rows of one
   document or one video follow each other.
 """
 

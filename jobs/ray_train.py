@@ -6,6 +6,7 @@ they run; what they do is the configuration's affair, as under torchrun.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import threading
@@ -63,7 +64,11 @@ def train_on_ray(config: TrainConfig, workers: int, address: str | None = None) 
         news = Queue(actor_options={"num_cpus": 0})
         trainer = TorchTrainer(
             _worker,
-            train_loop_config={"config": _anywhere(config).model_dump(mode="json"), "news": news},
+            train_loop_config={
+                "config": _anywhere(config).model_dump(mode="json"),
+                "folder": os.getcwd(),
+                "news": news,
+            },
             scaling_config=ScalingConfig(num_workers=workers, use_gpu=kind == "GPU"),
             run_config=RunConfig(
                 name="ray-train",
@@ -90,7 +95,7 @@ def train_on_ray(config: TrainConfig, workers: int, address: str | None = None) 
 
 
 def _anywhere(config: TrainConfig) -> TrainConfig:
-    """The same from any working directory: local paths of output and store made absolute."""
+    """The same on a node that lacks the driver's working directory: output and store as absolute paths."""
     assert config.store is not None
     changes: dict[str, Any] = {"output": str(Path(config.output).absolute())}
     if "://" not in config.store.url:
@@ -100,9 +105,16 @@ def _anywhere(config: TrainConfig) -> TrainConfig:
 
 
 def _worker(settings: dict[str, Any]) -> None:
-    """One rank. What only a person can mend is told; all else is a failure for Ray, and a restart."""
+    """One rank. What only a person can mend is told; all else is a failure for Ray, and a restart.
+
+    settings: config of the run; folder: the driver's working directory; news: where events are put.
+    """
     from student.train import train
 
+    # Ray puts a worker into a folder of its own, and a person's relative paths (of a tokenizer, of a model,
+    # of the cache) begin where the person is.
+    with contextlib.suppress(FileNotFoundError):
+        os.chdir(settings["folder"])
     try:
         for event in train(TrainConfig.model_validate(settings["config"])):
             settings["news"].put(event)
@@ -129,5 +141,5 @@ class _Fit(threading.Thread):
         """Waits for the end. Raises DecantError when training has failed."""
         self.join()
         if self._error is not None:
-            reason = str(self._error).strip().splitlines()[-1]
+            reason = (str(self._error).strip() or type(self._error).__name__).splitlines()[-1]
             raise DecantError(f"Ray Train gave up: {reason}") from self._error

@@ -7,9 +7,9 @@ fsspec's caches (simplecache, filecache, blockcache) were not made for that: the
 evict nothing but by age, two processes that miss one file both download it, a download is written under its
 final name, and nothing is ever compared with a checksum.
 
-- A file is written under another name, synced, and renamed: it is there whole or not at all. - Who makes a
-table holds a lock of the file system's, which the system frees when its holder is killed; others
-  wait for it rather than make the table too.
+- A file is written under another name, synced, and renamed: it is there whole or not at all.
+- Who makes a table holds a lock of the file system's, which the system frees when its holder is killed;
+  others wait for it rather than make the table too.
 - A file ends with a checksum of its bytes, compared when a process first maps it; a wrong one is made again.
 - Before a file is written its bytes are set aside, and the files least recently used are removed. What is
   mapped stays readable until it is let go.
@@ -140,7 +140,7 @@ class Cache:
             fcntl.flock(file, fcntl.LOCK_EX)
         try:
             with file:
-                os.posix_fallocate(file.fileno(), 0, size)
+                file.truncate(size)  # so that whoever evicts counts it already
                 yield file
         finally:
             temporary.unlink(missing_ok=True)

@@ -14,6 +14,9 @@ from torch import Tensor, nn
 from pipeline.targets.errors import ConfigError
 from student import config
 
+LARGE = 2.0**12
+"""A power of two, so that multiplied and divided by it weights are the same to the bit."""
+
 
 class CausalLM(nn.Module):
     """A transformers model as a map of one tensor: tokens int64 [B, L] -> logits [B, L, V].
@@ -59,7 +62,8 @@ class HalvedCausalLM(CausalLM):
 def load(model: config.Transformers, classes: int) -> CausalLM:
     """The configured model with float32 weights, for V classes where the configuration leaves that open.
 
-    Only from this machine, and without code from the directory. Raises ConfigError for one that cannot be.
+    Only from this machine, and without code from the directory. Raises ConfigError for one that cannot be,
+    and for one that is not causal.
     """
     try:
         from transformers import AutoConfig, AutoModelForCausalLM
@@ -80,20 +84,44 @@ def load(model: config.Transformers, classes: int) -> CausalLM:
             )
         else:
             loaded = AutoModelForCausalLM.from_config(found, dtype=torch.float32)
-    except (ValueError, OSError, RuntimeError, TypeError, AttributeError) as error:
+    except (ValueError, OSError, RuntimeError, TypeError, AttributeError, AssertionError) as error:
         reason = " ".join(str(error).split())
         raise ConfigError(f"model: transformers cannot make it: {reason}") from error
+    if _sees_ahead(whole := CausalLM(loaded)):
+        raise ConfigError(
+            f"model: a {found.model_type} of this configuration sees the tokens that it is to predict: "
+            "choose one whose attention is causal"
+        )
     halved = HalvedCausalLM(loaded)
-    return halved if _is_halved(halved) else CausalLM(loaded)
+    return halved if _is_halved(halved) else whole
+
+
+@torch.no_grad()
+def _sees_ahead(model: CausalLM) -> bool:
+    """Whether what is said of a token depends on the next one: tried on two rows that begin alike."""
+    was = model.training
+    first, second = model.eval()(torch.tensor([[0, 0], [0, 1]]))[:, 0]
+    model.train(was)
+    return not torch.allclose(first, second, rtol=1e-4, atol=1e-6)
 
 
 @torch.no_grad()
 def _is_halved(model: HalvedCausalLM) -> bool:
-    """Whether nothing stands between head and logits (a cap, a scale): tried on two tokens."""
-    if model.head is None:
+    """Whether nothing stands between head and logits (a cap, a scale): tried on two tokens.
+
+    With a head so large that a cap shows: Gemma's, at 30, leaves the logits of new weights as they are.
+    """
+    weight = getattr(model.head, "weight", None)
+    if weight is None:
         return False
     was = model.training
+    model.eval()
     tokens = torch.tensor([[0, 1]])
-    alike = torch.allclose(model.eval().head(model.features(tokens)), model(tokens), atol=1e-5)
-    model.train(was)
-    return alike
+    weight.mul_(LARGE)
+    try:
+        return torch.allclose(model.head(model.features(tokens)), model(tokens), rtol=1e-4)
+    except (RuntimeError, AttributeError):
+        return False  # what the head is given are not the last hidden states
+    finally:
+        weight.div_(LARGE)
+        model.train(was)

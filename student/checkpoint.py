@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_model, save_file
 from torch import Tensor, nn
 from torch.distributed.checkpoint.api import CheckpointException
@@ -66,6 +66,8 @@ class Checkpoint:
         try:
             yield
         except (RuntimeError, ValueError, SafetensorError, OSError, CheckpointException) as error:
+            for file in sorted(self.path.rglob("*.safetensors")):
+                _check_whole(file)
             reason = str(error).strip().splitlines()[-1]
             raise ConfigError(
                 f"the weights of {self.path} do not fit the configured model: {reason}"
@@ -157,6 +159,17 @@ def read(path: Path) -> Checkpoint:
     return Checkpoint(path, state, config)
 
 
+def _check_whole(file: Path) -> None:
+    """Raises DecantError for a file of tensors that is damaged: then the model is not at fault."""
+    try:
+        with safe_open(file, "pt"):
+            pass
+    except (SafetensorError, OSError) as error:
+        raise DecantError(
+            f"{file} is damaged ({error}): remove its checkpoint to start anew, or restore it from a copy"
+        ) from error
+
+
 def weights(model: nn.Module) -> dict[str, Tensor]:
     """Copies of a model's parameters and buffers by name, whole and in memory; of tied ones the first name.
 
@@ -194,8 +207,7 @@ def _remove(path: Path) -> None:
 
 def training_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     """Weights and the optimiser's moments by name, themselves and not copies: what `save` is given as
-    training and `resume` fills. An optimiser that has not stepped has none of the latter yet
-    (`student.optimizer.prepare`).
+    training and `resume` fills.
     """
     names: dict[Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
     tensors = {f"model.{name}": tensor for name, tensor in named(model).items()}

@@ -52,7 +52,8 @@ class World:
 def joined(device: str) -> Iterator[World]:
     """The world that torchrun (or whoever set up torch.distributed before) put this process in.
 
-    Alone, a world of one. device: "auto", or a torch device. Raises ConfigError for one that is not there.
+    Alone, a world of one. device: "auto", or a torch device. Raises ConfigError for one that is not there, or
+    that has no float64.
     """
     ours = _device(device)
     if dist.is_available() and dist.is_initialized():
@@ -114,13 +115,14 @@ def whole(tensor: Tensor) -> Tensor:
 def _device(name: str) -> torch.device:
     if name == "auto":
         accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-        name = accelerator.type if accelerator is not None else "cpu"
+        # Apple's has no float64, in which sums over targets are kept.
+        name = "cpu" if accelerator is None or accelerator.type == "mps" else accelerator.type
     try:
         device = torch.device(name)
         if device.type == "cuda" and device.index is None and "LOCAL_RANK" in os.environ:
             device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:
+        torch.empty(1, dtype=torch.float64, device=device)
+    except (RuntimeError, AssertionError, TypeError) as error:
         raise ConfigError(f"device {name!r} cannot be used: {str(error).splitlines()[0]}") from error
     if device.type == "cuda":
         torch.cuda.set_device(device)

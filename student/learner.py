@@ -77,46 +77,52 @@ class Learner:
         self.step += 1
         torch.manual_seed(_seed(self.config.seed, self.step, self.world.rank))
         loss, targets = self._gradients(batches)
-        norm = self._update()
-        return loss / targets, norm, targets
+        return loss, self._update(), targets
 
     def _gradients(self, batches: Sequence[Batch]) -> tuple[Tensor, Tensor]:
         """Gradients of the mean loss over all targets of a global batch, of which the batches are our part.
 
-        Returns the summed loss here, and the number of targets everywhere, both float64 scalars.
+        Returns our part of that mean, and the number of targets everywhere, both float64 scalars.
         """
-        config, world = self.config, self.world
+        world = self.world
         count = sum(self.student.count(batch) for batch in batches)
         targets = world.sum(torch.tensor(float(count), dtype=torch.float64, device=world.device))
+        # Rows of one token have no target: a global batch of such has a loss of zero, and no gradient.
+        divisor = targets.clamp(min=1)
         total = torch.zeros((), dtype=torch.float64, device=world.device)
         for number, batch in enumerate(batches, start=1):
             with exchanging(self._spread, number == len(batches)):
-                with torch.autocast(
-                    world.device.type, torch.bfloat16, enabled=config.precision == "bfloat16"
-                ):
-                    logits = self._spread(batch)
-                loss = distillation_loss(
-                    config.loss.at(self.step / config.steps),
-                    logits,
-                    batch.targets.get(config.head),
-                    batch.labels(config.head),
-                    reduction="sum",
-                )
+                loss = self._loss(self._spread, batch)
                 # The ranks' gradients are averaged, and we want their sum over the number of targets.
-                (loss * (world.size / targets).to(loss.dtype)).backward()  # type: ignore[no-untyped-call]
+                (loss * (world.size / divisor).to(loss.dtype)).backward()  # type: ignore[no-untyped-call]
             total += loss.detach()
-        return total, targets
+        return total / divisor, targets
+
+    def _loss(self, module: nn.Module, batch: Batch) -> Tensor:
+        """Summed over the batch's targets. module: the student, or what spreads it over the ranks."""
+        config = self.config
+        device = self.world.device.type
+        with torch.autocast(device, torch.bfloat16, enabled=config.precision == "bfloat16"):
+            logits = module(batch)
+        return distillation_loss(
+            config.loss.at(self.step / config.steps),
+            logits,
+            batch.targets.get(config.head),
+            batch.labels(config.head),
+            reduction="sum",
+        )
 
     @torch.no_grad()
     def _count_flops(self, batch: Batch) -> float:
         """Of a target of the batch, forward and backward, which is twice a forward pass.
 
-        In a pass of its own: counting can take other kernels, and so change a step's last bits.
+        In a pass of its own: counting can take other kernels, and so change a step's last bits. The loss is
+        part of it, because logits that are never whole are made there.
         """
-        self.student.eval()
+        self.student.model.eval()  # not the student, which would make its logits whole
         with flops.counter() as counted:
-            self.student(batch)
-        self.student.train()
+            self._loss(self.student, batch)
+        self.student.model.train()
         return 3.0 * int(counted.get_total_flops()) / max(1, self.student.count(batch))
 
     def _update(self) -> Tensor:
@@ -148,7 +154,8 @@ class Learner:
             )
             forget_whole(self.student)
         best = self.score.value < self.best
-        self.best = min(self.score.value, self.best)
+        if best:  # a score that is no number is not, and does not stay in the way of later ones
+            self.best = self.score.value
         return best
 
     def save(self, reader_state: Mapping[str, Any], best: bool) -> None:
@@ -192,7 +199,6 @@ class Learner:
                     f"{found.path} was trained with {name} {theirs}, the configuration says "
                     f"{json.dumps(ours[name])}: set it back, or choose another output"
                 )
-        optimizer.prepare(self.optimizer)
         found.resume(self._tensors(), self.world)
         state = found.state
         self.step, self.reader_state = state["step"], state["reader"]

@@ -6,6 +6,7 @@ Each maps one input tensor to logits: [B, V] for fixed-size inputs, [B, L, V] fo
 from __future__ import annotations
 
 import importlib
+import inspect
 from collections.abc import Sequence
 
 import torch
@@ -59,6 +60,12 @@ def _named(model: config.TorchModule) -> nn.Module:
         raise ConfigError(f"model.factory {model.factory} cannot be imported: {error}") from error
     if not callable(factory):
         raise ConfigError(f"model.factory {model.factory} is not a function")
+    try:
+        inspect.signature(factory).bind(**model.arguments)
+    except TypeError as error:
+        raise ConfigError(f"model.arguments do not fit {model.factory}: {error}") from error
+    except ValueError:
+        pass  # one written in C, which does not say what it takes
     module = factory(**model.arguments)
     if not isinstance(module, nn.Module):
         raise ConfigError(

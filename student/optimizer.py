@@ -5,30 +5,35 @@ from __future__ import annotations
 import math
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from student.config import TrainConfig
 
 
 def build(config: TrainConfig, model: nn.Module) -> torch.optim.Optimizer:
-    """The configured optimiser; weight decay on matrices, not on norms and biases."""
+    """The configured optimiser, its moments made; weight decay on matrices, not on norms and biases."""
     parameters = [p for p in model.parameters() if p.requires_grad]
     groups = [
         {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": config.weight_decay},
         {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
     ]
     groups = [group for group in groups if group["params"]]
+    optimizer: torch.optim.Optimizer
     if config.optimizer == "adamw":
-        return torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas)
-    return torch.optim.SGD(
-        groups, lr=config.learning_rate, momentum=config.momentum, nesterov=config.momentum > 0
-    )
+        optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas)
+    else:
+        optimizer = torch.optim.SGD(
+            groups, lr=config.learning_rate, momentum=config.momentum, nesterov=config.momentum > 0
+        )
+    make_moments(optimizer)
+    return optimizer
 
 
-def prepare(optimizer: torch.optim.Optimizer) -> None:
-    """Makes the moments that the first step would make, so that saved ones can be read into them.
+def make_moments(optimizer: torch.optim.Optimizer) -> None:
+    """All moments, zero, by a step of nothing: no gradient, no learning rate (each step sets its own).
 
-    By a step of nothing: no gradient, no learning rate.
+    torch makes those of a parameter at its first gradient. Then a checkpoint would lack the moments of a
+    parameter that never had one, and saved ones could not be read into an optimiser that has not stepped.
     """
     for group in optimizer.param_groups:
         group["lr"] = 0.0
@@ -36,6 +41,10 @@ def prepare(optimizer: torch.optim.Optimizer) -> None:
             parameter.grad = torch.zeros_like(parameter)
     optimizer.step()
     optimizer.zero_grad()
+    for state in optimizer.state.values():
+        for moment in state.values():
+            if isinstance(moment, Tensor):
+                moment.zero_()
 
 
 def learning_rate(config: TrainConfig, step: int) -> float:

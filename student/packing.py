@@ -32,8 +32,11 @@ def pack(batch: Batch, length: int) -> Packed:
     """First fit, the longest row first: at most 11/9 of the fewest lines possible, and one more (Johnson
     1973).
 
-    Other inputs stay as they are. Raises ConfigError for a row longer than a line, naming its key.
+    Other inputs stay as they are. Raises ConfigError for a row longer than a line, naming its key, and for
+    rows without tokens.
     """
+    if TOKENS not in batch.inputs:
+        raise ConfigError(f"only rows of tokens are packed, and the store has {', '.join(batch.inputs)}")
     lengths = batch.lengths.tolist()
     free: list[int] = []
     lines, starts, numbers = [0] * len(lengths), [0] * len(lengths), [0] * len(lengths)

@@ -96,8 +96,10 @@ class Student(nn.Module):
         if isinstance(self.model, CausalLM):
             self.model.write_config(folder)
         if self.vocabulary is not None:
+            kept = Path(self.vocabulary.tokenizer)
+            kept = kept.parent if kept.is_file() else kept
             for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"):
-                if (file := Path(self.vocabulary.tokenizer) / name).exists():
+                if (file := kept / name).exists():
                     shutil.copyfile(file, folder / name)
 
     def count(self, batch: Batch) -> int:

@@ -89,10 +89,10 @@ class _Run:
         self.heads = sorted({each.head for each in configs if each.loss.kind != "hard"})
         self.reader = self._reader("train")
         mapped = self.reader.id_map
-        squared = any(each.loss.kind == "logit_l2" for each in configs)
+        squared = [each.loss.kind for each in configs if each.loss.kind in ("logit_l2", "annealed_logit_l2")]
         if squared and mapped is not None and mapped.size > len(mapped.ids):
             raise ConfigError(
-                "loss.kind logit_l2 compares every logit, and the teacher has none for "
+                f"loss.kind {squared[0]} compares every logit, and the teacher has none for "
                 f"{mapped.size - len(mapped.ids)} of the student's tokens: use tempered_kl"
             )
         self.holdout = self._reader("holdout") if config.holdout else None

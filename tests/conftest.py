@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, settings
 
+from tests.byte_level import byte_level
 from tests.s3.ceph import CEPH, Ceph, ceph_port
 from tests.s3.proxy import Proxy, proxied
 
@@ -189,15 +190,8 @@ class Bpe:
 @pytest.fixture(scope="session")
 def bpe() -> Bpe:
     """A tokenizer trained on Python's own sources: 600 tokens and a special one, <|end|>."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=600, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
-    )
-    tokenizer.train([argparse.__file__, textwrap.__file__, json.decoder.__file__], trainer)
+    sources = [argparse.__file__, textwrap.__file__, json.decoder.__file__]
+    tokenizer = byte_level([Path(source).read_text() for source in sources], 600)
     tokenizer.add_special_tokens(["<|end|>"])
     state = json.loads(tokenizer.to_str())
     # An added token keeps a number other than the next one only if the model has it too.

@@ -107,6 +107,9 @@ def sweep(job: JobFile, grid: GridFile, overrides: Overrides = None, at_once: At
     (output / "sweep.json").write_text(written(ordered))
     figure(ordered).savefig(output / "sweep.svg")
     out().print(_table(ordered))
+    for result in ordered:
+        if result.failed is not None:
+            out().print(f"{result.name} was given up: {result.failed}", soft_wrap=True, markup=False)
     out().print(f"size against loss: {output / 'sweep.svg'}", soft_wrap=True, markup=False)
 
 

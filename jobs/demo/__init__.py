@@ -31,8 +31,9 @@ def run_demo(output: Path, *, seeds: int = SEEDS, fast: bool = False) -> DemoRes
     stages.open(output)
     from transformers.utils import logging
 
-    from jobs.demo.digits import DigitsSettings, run_digits
-    from jobs.demo.digits_table import digits_table
+    from jobs.demo.digits.leg import run_digits
+    from jobs.demo.digits.settings import DigitsSettings
+    from jobs.demo.digits.table import digits_table
     from jobs.demo.settings import TextSettings, miniature
     from jobs.demo.text import run_text
     from jobs.report.page import write_report

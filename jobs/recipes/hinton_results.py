@@ -13,8 +13,6 @@ from torch import Tensor
 
 from jobs.recipes.results import Results, Row
 
-TEST = 10_000
-
 ROWS = (
     Row("teacher", "teacher, dropout, jittered digits", 67),
     Row("ensemble-teacher", "ensemble of teachers", None),

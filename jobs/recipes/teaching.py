@@ -21,7 +21,7 @@ from pipeline.config import Config
 from pipeline.targets.errors import ConfigError
 from student.checkpoint import Checkpoints, training_tensors, weights
 from student.distributed import World
-from student.optimizer import prepare
+from student.optimizer import make_moments
 
 
 class TeacherSettings(Config):
@@ -65,6 +65,7 @@ def teach(
     torch.manual_seed(seed)
     net = DropoutNet(settings.hidden, settings.dropout).train()
     optimizer = torch.optim.Adam(net.parameters(), settings.learning_rate, fused=True)
+    make_moments(optimizer)
     images, labels = torch.from_numpy(digits.images.copy()), torch.from_numpy(digits.labels)
     steps = math.ceil(len(images) / settings.batch_rows)
     world = World(0, 1, torch.device("cpu"))
@@ -72,7 +73,6 @@ def teach(
     if (found := checkpoints.read()) is not None:
         if found.config != asked:
             raise ConfigError(f"{folder} has a teacher of other settings: choose another --output")
-        prepare(optimizer)
         found.resume(training_tensors(net, optimizer), world)
         done = found.state["epoch"]
     loss = math.nan

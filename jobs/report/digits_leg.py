@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from statistics import mean
 
 from jobs.demo.results import DigitSample, DigitsLeg, DigitsRow
-from jobs.report import figures
 from jobs.report.parts import Column, Group, Row, bar, card, definitions, paragraph, plain, table
 from jobs.report.words import over_seeds, spread
 from jobs.terminal import count, duration, size
@@ -108,7 +107,26 @@ def _caption(leg: DigitsLeg) -> str:
 
 
 def _gallery(samples: Sequence[DigitSample]) -> str:
-    return f'<div class="digits">{"".join(map(figures.digit, samples))}</div>'
+    return f'<div class="digits">{"".join(map(_digit, samples))}</div>'
+
+
+def _digit(sample: DigitSample) -> str:
+    """One digit, and below it the likeliest classes with the teacher's probabilities."""
+    levels: dict[int, list[str]] = {}
+    for i, pixel in enumerate(sample.pixels):
+        level = round(pixel / 255 * 16)
+        if level:
+            levels.setdefault(level, []).append(f"M{i % 8} {i // 8}h1v1h-1z")
+    ink = "".join(
+        f'<path d="{"".join(cells)}" opacity="{level / 16:.2g}"/>' for level, cells in sorted(levels.items())
+    )
+    order = sorted(range(len(sample.probabilities)), key=lambda i: -sample.probabilities[i])
+    likely = [i for i in order[:3] if i == order[0] or sample.probabilities[i] >= 0.01]
+    said = "<br>".join(f"{i}: {100 * sample.probabilities[i]:.0f} %" for i in likely)
+    return (
+        f'<figure class="digit"><svg viewBox="0 0 8 8" shape-rendering="crispEdges" role="img" '
+        f'aria-label="a jittered digit">{ink}</svg><figcaption>{said}</figcaption></figure>'
+    )
 
 
 def _best(leg: DigitsLeg, kind: str) -> DigitsRow:

@@ -8,6 +8,7 @@ from statistics import mean
 from jobs.demo.results import Labelling, StoreResult, TextLeg
 from jobs.report import figures
 from jobs.report.parts import Column, card, checks, definitions, figure, paragraph, table
+from jobs.report.timeline import timeline
 from jobs.report.words import number, over_seeds, plural, spread
 from jobs.terminal import count, duration, size
 
@@ -71,7 +72,7 @@ def _labelling(leg: TextLeg) -> str:
         ),
     ]
     if labelling.units:
-        parts.append(figure(figures.timeline(labelling)))
+        parts.append(figure(timeline(labelling)))
         parts.append(
             paragraph(
                 "Each bar is a unit of work, from its start to its commit; a unit becomes part of the store "

@@ -32,7 +32,7 @@ from pipeline.targets.errors import CorruptShard
 from pipeline.targets.ragged import ranges
 from pipeline.targets.rows import Rows
 from pipeline.targets.shards import Shard, Shards
-from pipeline.targets.spec import TOKENS
+from pipeline.targets.spec import LABEL, TOKENS, Head
 from pipeline.targets.store import Store
 
 Floats = npt.NDArray[np.float64]
@@ -252,8 +252,9 @@ def check(store: Store, commits: Sequence[Commit | Shard], head: str, rows: int,
     """Look at some rows of some shards, at most SHARDS of them; the cost does not grow with the store.
 
     commits: those to choose from; `Shards` are chosen from without an object each. Raises CorruptShard, which
-    names the shard and the record, for a checksum that is wrong, for a target that is no distribution, and
-    for targets that clearly stand one position off.
+    names the shard and the record, for a checksum that is wrong, for a target that is no distribution, for a
+    label (a next token, or the input "label") that is no class, and for targets that clearly stand one
+    position off.
     """
     declared = store.spec.head(head)
     rng = np.random.default_rng(seed)
@@ -276,6 +277,12 @@ def check(store: Store, commits: Sequence[Commit | Shard], head: str, rows: int,
                         f"record {row.keys[0]!r} is no distribution: {wrong[1]}; discard its unit and label "
                         "again"
                     )
+                if (label := _no_class(row, declared)) is not None:
+                    raise CorruptShard(
+                        f"shard {commit.shard} of {store.url}: record {row.keys[0]!r} has the label {label}, "
+                        f"and the head {head} has the classes 0 to {declared.size - 1}: label with a teacher "
+                        "of as many classes, or correct the corpus' labels"
+                    )
                 seen, targets = seen + 1, targets + int(row.counts(declared)[0])
                 if sequences and isinstance(decoded, DISTRIBUTIONS):
                     label_shift(test, decoded, tokens_of(row), given_of(row))
@@ -288,6 +295,16 @@ def check(store: Store, commits: Sequence[Commit | Shard], head: str, rows: int,
             f"against {shift.own:.2f} nats): label again, or import again with the right shift"
         )
     return Checked(len(chosen), seen, targets, shift)
+
+
+def _no_class(row: Rows, head: Head) -> int | None:
+    """The largest label of a single row's targets, if the head has no such class."""
+    name = TOKENS if head.positions == "next_token" else LABEL
+    if head.codec.of != "logits" or name not in row.inputs:
+        return None
+    labels = tokens_of(row)[1:] if name == TOKENS else np.asarray(row.inputs[name])
+    largest = int(labels.max(initial=0))
+    return largest if largest >= head.size else None
 
 
 def pick(store: Store, commit: Commit | Shard, rows: Ints) -> Iterator[Rows]:

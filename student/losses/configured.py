@@ -86,8 +86,11 @@ def loss_kind(config: LossConfig, targets: TorchTargets | None) -> str:
             f"loss.kind {kind} cannot learn from {type(targets).__name__.removeprefix('Torch').lower()} "
             f'targets; use {", ".join(fitting[:-1])}{" or " * (len(fitting) > 1)}{fitting[-1]}, or "hard"'
         )
-    if kind not in _TEMPERED and config.temperature != 1:
-        raise ConfigError(f"loss.temperature must be 1 for {kind}, not {config.temperature}")
+    if kind not in _TEMPERED:
+        # The last one first: on its way to it `temperature` is another one at each step.
+        for name in ("final_temperature", "temperature"):
+            if getattr(config, name) not in (None, 1):
+                raise ConfigError(f"loss.{name} must be 1 for {kind}, not {getattr(config, name):g}")
     if kind in _TEMPERED and not isinstance(targets, TorchDense | TorchEmbedding):
         try:
             head = targets.head() if isinstance(targets, TorchSparse) else targets

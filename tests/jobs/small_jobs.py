@@ -14,6 +14,8 @@ from typing import Any
 
 import yaml
 
+from tests.byte_level import byte_level
+
 TEXTS = {
     "ducks.txt": "The duck swims on the pond, and the duck dives for weeds. ",
     "geese.txt": "A goose walks on the grass; geese graze where the grass is short. ",
@@ -71,16 +73,8 @@ class SmallJob:
 
 def train_tokenizer(folder: Path, texts: list[str], size: int = 300) -> None:
     """Writes a byte-level BPE tokenizer.json of at most `size` tokens."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(vocab_size=size, initial_alphabet=alphabet, show_progress=False)
-    tokenizer.train_from_iterator(texts, trainer)
     folder.mkdir(parents=True, exist_ok=True)
-    tokenizer.save(str(folder / "tokenizer.json"))
+    byte_level(texts, size).save(str(folder / "tokenizer.json"))
 
 
 def make_small_job(folder: Path, tokenizer: Path) -> SmallJob:

@@ -9,26 +9,16 @@ from typing import Any
 
 import pytest
 
+from tests.pipeline.tiny_llama import llama
+
 Decant = Callable[..., Any]
 
 
 @pytest.fixture
 def tiny_llama(tmp_path: Path) -> Path:
     """A model directory of transformers with random weights, for 300 tokens."""
-    import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=300,
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        max_position_embeddings=64,
-    )
     path = tmp_path / "llama"
-    LlamaForCausalLM(config).save_pretrained(path)
+    llama(300).save_pretrained(path)
     return path
 
 

@@ -71,10 +71,13 @@ def labelled(job: LabelJob, units: int | None = None) -> Store:
     return store
 
 
-def test_the_two_parts_share_neither_path_nor_content() -> None:
-    found = sources.find(60_000, 40_000)
-    again = sources.find(60_000, 40_000)
-    assert found == again
+@pytest.fixture(scope="module")
+def found() -> sources.Sources:
+    """All Python sources of this machine: looking for them takes seconds."""
+    return sources.find(60_000, 40_000)
+
+
+def test_the_two_parts_share_neither_path_nor_content(found: sources.Sources) -> None:
     teaches, corpus = found.teacher.paths, found.labelled.paths
     assert found.teacher.size >= 60_000
     assert found.labelled.size >= 40_000
@@ -84,8 +87,13 @@ def test_the_two_parts_share_neither_path_nor_content() -> None:
     assert len(contents) == len(set(contents))
 
 
-def test_the_labelled_part_does_not_depend_on_the_teachers() -> None:
-    assert sources.find(20_000, 40_000).labelled == sources.find(90_000, 40_000).labelled
+def test_found_again_the_parts_are_the_same_and_the_labelled_one_does_not_depend_on_the_teachers(
+    found: sources.Sources,
+) -> None:
+    again = sources.find(20_000, 40_000)
+    assert again.labelled == found.labelled
+    assert again.teacher.paths == found.teacher.paths[: len(again.teacher.paths)]
+    assert len(again.teacher.paths) < len(found.teacher.paths)
 
 
 def test_too_few_sources_are_refused_with_what_there_is(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -118,8 +126,8 @@ def test_a_kept_teacher_is_a_real_model_directory_and_knows_its_training(tmp_pat
     assert TokenWindows(tokenizer=str(folder), length=8).load().vocabulary is not None
 
 
-def test_a_teacher_is_kept_by_its_settings_and_its_sources(tmp_path: Path) -> None:
-    part = sources.find(20_000, 10_000).teacher
+def test_a_teacher_is_kept_by_its_settings_and_its_sources(tmp_path: Path, found: sources.Sources) -> None:
+    part = found.teacher
     base = teacher.directory(tmp_path, part, TeacherSettings())
     assert base == teacher.directory(tmp_path, part, TeacherSettings())
     assert base != teacher.directory(tmp_path, part, TeacherSettings(width=64))

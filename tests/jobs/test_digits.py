@@ -14,10 +14,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
-from jobs.demo.digit_images import Jitter, few, jittered, load
-from jobs.demo.digits import INPUT, DigitsSettings, fit, run_digits, shuffled
-from jobs.demo.digits_table import digits_table
-from jobs.demo.networks import Member, member
+from jobs.demo.digits.images import Jitter, few, jittered, load
+from jobs.demo.digits.leg import run_digits
+from jobs.demo.digits.networks import Member, member
+from jobs.demo.digits.settings import INPUT, DigitsSettings
+from jobs.demo.digits.table import digits_table
+from jobs.demo.digits.training import fit, shuffled
 from jobs.demo.results import DigitsLeg
 from pipeline.targets.store import Store
 from student.losses import hard_cross_entropy

@@ -51,11 +51,30 @@ def test_workers_that_die_are_started_again_and_training_goes_on(token_store: An
         torch.testing.assert_close(two[name], one[name], rtol=1e-3, atol=1e-4)
 
 
-def test_what_only_a_person_can_mend_is_said_and_not_tried_again(token_store: Any, tmp_path: Path) -> None:
+def test_what_only_a_person_can_mend_is_said_and_not_tried_again(
+    token_store: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """For Ray a worker that has said it has done its work."""
     news: queue.Queue[Any] = queue.Queue()
     config = configured(token_store(), tmp_path / "run", accumulation=4)
-    jobs.ray_train._worker({"config": config.model_dump(mode="json"), "news": news})
+    settings = {"config": config.model_dump(mode="json"), "folder": str(tmp_path), "news": news}
+    monkeypatch.chdir(tmp_path)
+    jobs.ray_train._worker(settings)
     said = news.get_nowait()
     assert isinstance(said, ConfigError)
     assert "no multiple of accumulation 4 times 1 ranks" in str(said)
+
+
+def test_relative_paths_begin_where_the_driver_is(
+    token_store: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ray starts a worker in a folder of its own."""
+    news: queue.Queue[Any] = queue.Queue()
+    config = configured(token_store(), Path("run"), reading={"cache": "tables"}, steps=1, warmup_steps=0)
+    (tmp_path / "rays").mkdir()
+    monkeypatch.chdir(tmp_path / "rays")
+    settings = {"config": config.model_dump(mode="json"), "folder": str(tmp_path), "news": news}
+    jobs.ray_train._worker(settings)
+    assert weights(tmp_path / "run")
+    assert list((tmp_path / "tables" / "tables").iterdir())
+    assert not list((tmp_path / "rays").iterdir())

@@ -110,6 +110,7 @@ def test_a_student_that_diverges_does_not_keep_the_others_from_their_end(
     job, table = files(tmp_path, token_store(), grid, clip_norm=None, warmup_steps=0)
     shown = decant(tmp_path, "sweep", str(job), str(table))
     assert shown.exit_code == 0, shown.output
+    assert "learning_rate=1e+30 was given up: the gradient is not finite at step" in shown.stdout
     good, bad = json.loads((tmp_path / "run" / "sweep.json").read_text())
     assert good["failed"] is None
     assert good["hard_loss"] > 0

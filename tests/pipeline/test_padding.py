@@ -12,8 +12,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaForCausalLM
 
 from pipeline import repair
 from pipeline.audit import audit
@@ -30,6 +29,8 @@ from pipeline.targets.spec import Head, Input, Spec
 from pipeline.targets.store import Store
 from pipeline.teachers.logits import Given, Logits, Mean, Projected, Projection
 from pipeline.views.base import View
+from tests.byte_level import byte_level
+from tests.pipeline.tiny_llama import llama
 
 TEXT = "the heron stands still in shallow water, then strikes: a fish, a frog or an eel. " * 20
 PADDED = 384
@@ -93,26 +94,7 @@ def test_what_pads_a_teachers_logits_changes_no_byte(
 def teachers(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One tiny llama whose rows beyond its tokenizer hold zeros, huge numbers or NaN: a directory of each."""
     root = tmp_path_factory.mktemp("teachers")
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(vocab_size=300, initial_alphabet=alphabet, show_progress=False)
-    tokenizer.train_from_iterator([TEXT], trainer)
-    torch.manual_seed(0)
-    model = LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=PADDED,
-            hidden_size=32,
-            intermediate_size=48,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            max_position_embeddings=64,
-        )
-    )
-    for parameter in model.parameters():
-        if parameter.ndim > 1:
-            torch.nn.init.normal_(parameter, std=0.3)
+    tokenizer, model = byte_level([TEXT], 300), llama(PADDED)
     for name, value in GARBAGE.items():
         with torch.no_grad():
             for matrix in (model.lm_head.weight, model.model.embed_tokens.weight):

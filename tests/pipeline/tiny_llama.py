@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
+
+from tests.byte_level import byte_level
 
 SENTENCES = (
     "the duck swims on a pond and dives for weeds while geese graze where grass is short near water swans "
@@ -15,21 +18,14 @@ SIZE = 400
 """Tokens."""
 
 
-def make_llama(folder: Path) -> Path:
-    """A llama of random weights, large enough for its distributions to differ."""
+def llama(size: int) -> Any:
+    """Two layers of random weights, always the same, large enough for its distributions to differ."""
     import torch
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(vocab_size=SIZE, initial_alphabet=alphabet, show_progress=False)
-    tokenizer.train_from_iterator([SENTENCES] * 3, trainer)
     torch.manual_seed(0)
     config = LlamaConfig(
-        vocab_size=SIZE,
+        vocab_size=size,
         hidden_size=32,
         intermediate_size=64,
         num_hidden_layers=2,
@@ -40,8 +36,13 @@ def make_llama(folder: Path) -> Path:
     for parameter in model.parameters():
         if parameter.ndim > 1:
             torch.nn.init.normal_(parameter, std=0.35)
-    model.save_pretrained(folder)
-    tokenizer.save(str(folder / "tokenizer.json"))
+    return model
+
+
+def make_llama(folder: Path) -> Path:
+    """Model and tokenizer, of SIZE tokens."""
+    llama(SIZE).save_pretrained(folder)
+    byte_level([SENTENCES] * 3, SIZE).save(str(folder / "tokenizer.json"))
     return folder
 
 

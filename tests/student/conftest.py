@@ -43,6 +43,23 @@ def unit_of(number: int, rows: int) -> Unit:
     return Unit((Slice(f"corpus-{number:03d}", 0, rows, rows, "f"),), rows)
 
 
+def one_view_rows(
+    spec: Spec, keys: Sequence[str], targets: Sequence[int], inputs: Any, logits: np.ndarray[Any, Any]
+) -> Rows:
+    """A view of each record. targets: of each row, 0 for a "single" head; logits: of all targets."""
+    counts = list(targets) if spec.heads[0].positions == "next_token" else [1] * len(keys)
+    return Rows(
+        spec=spec,
+        keys=keys,
+        row=np.arange(len(keys)),
+        view=np.zeros(len(keys), np.int32),
+        views=np.ones(len(keys), np.int32),
+        targets=np.asarray(targets, dtype=np.int32),
+        inputs=inputs,
+        heads=encode(spec, keys, counts, logits),
+    )
+
+
 def encode(spec: Spec, keys: Sequence[str], counts: Sequence[int], logits: np.ndarray[Any, Any]) -> Any:
     head = spec.heads[0]
     draws = np.concatenate(
@@ -88,17 +105,8 @@ def token_store(tmp_path: Path) -> MakeStore:
             tokens = [rng.integers(0, vocabulary, size).astype("<u2") for size in sizes]
             keys = [f"{s}/{i}" for i in range(n)]
             logits = table[np.concatenate([row[:-1] for row in tokens])]
-            rows = Rows(
-                spec=spec,
-                keys=keys,
-                row=np.arange(n),
-                view=np.zeros(n, np.int32),
-                views=np.ones(n, np.int32),
-                targets=(sizes - 1).astype(np.int32),
-                inputs={"tokens": Ragged(np.concatenate(tokens), offsets_of(sizes))},
-                heads=encode(spec, keys, list(sizes - 1), logits),
-            )
-            write_unit(store, unit, rows)
+            inputs = {"tokens": Ragged(np.concatenate(tokens), offsets_of(sizes))}
+            write_unit(store, unit, one_view_rows(spec, keys, (sizes - 1).tolist(), inputs, logits))
         return url
 
     return make
@@ -124,17 +132,8 @@ def shifted_store(tmp_path: Path) -> MakeStore:
             logits = rng.normal(0, 1, (20, 11, 60)) + 4 * np.eye(60)[tokens[:, 1:]]
             logits = np.roll(logits, shift, axis=1).reshape(-1, 60).astype(np.float32)
             keys = [f"{number}/{i}" for i in range(20)]
-            rows = Rows(
-                spec=spec,
-                keys=keys,
-                row=np.arange(20),
-                view=np.zeros(20, np.int32),
-                views=np.ones(20, np.int32),
-                targets=np.full(20, 11, np.int32),
-                inputs={"tokens": Ragged(tokens.reshape(-1), np.arange(21) * 12)},
-                heads=encode(spec, keys, [11] * 20, logits),
-            )
-            write_unit(store, unit, rows)
+            inputs = {"tokens": Ragged(tokens.reshape(-1), np.arange(21) * 12)}
+            write_unit(store, unit, one_view_rows(spec, keys, [11] * 20, inputs, logits))
         return store.url
 
     return make
@@ -142,7 +141,10 @@ def shifted_store(tmp_path: Path) -> MakeStore:
 
 @pytest.fixture
 def image_store(tmp_path: Path) -> MakeStore:
-    """make(shards, codec="dense", …) -> URL of a store of images [1, 8, 8], with a linear teacher."""
+    """make(shards, codec="dense", …) -> URL of a store of images [1, 8, 8], with a linear teacher.
+
+    first_label: of the first class; 0 is the only right one.
+    """
 
     def make(
         shards: Sequence[int] = (20, 24, 16),
@@ -150,6 +152,7 @@ def image_store(tmp_path: Path) -> MakeStore:
         labels: bool = True,
         name: str = "images",
         container: Container = "parquet",
+        first_label: int = 0,
     ) -> str:
         inputs = [Input("image", "|u1", (1, 8, 8))] + ([Input("label", "<u2", ())] if labels else [])
         spec = Spec(
@@ -167,18 +170,12 @@ def image_store(tmp_path: Path) -> MakeStore:
             images = rng.integers(0, 256, (n, 1, 8, 8)).astype(np.uint8)
             logits = ((images.reshape(n, 64) / 255 - 0.5) @ weights).astype(np.float32)
             keys = [f"{s}/{i}" for i in range(n)]
-            values: dict[str, Any] = {"image": images, "label": logits.argmax(1).astype("<u2")}
-            rows = Rows(
-                spec=spec,
-                keys=keys,
-                row=np.arange(n),
-                view=np.zeros(n, np.int32),
-                views=np.ones(n, np.int32),
-                targets=np.zeros(n, np.int32),
-                inputs={item.name: values[item.name] for item in inputs},
-                heads=encode(spec, keys, [1] * n, logits),
-            )
-            write_unit(store, unit_of(s, n), rows)
+            values: dict[str, Any] = {
+                "image": images,
+                "label": (first_label + logits.argmax(1)).astype("<u2"),
+            }
+            shown = {item.name: values[item.name] for item in inputs}
+            write_unit(store, unit_of(s, n), one_view_rows(spec, keys, [0] * n, shown, logits))
         return url
 
     return make

@@ -24,7 +24,7 @@ pytest.importorskip("transformers")
 
 from transformers import AutoModelForCausalLM, Trainer, TrainingArguments
 
-from student.causal_lm import CausalLM, HalvedCausalLM
+from student.causal_lm import CausalLM
 from student.hf import Collator, DistillationTrainer, ReaderState, export
 
 SHAPE = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2}
@@ -198,13 +198,6 @@ def test_a_small_language_model_is_exported_as_the_llama_that_it_is(
     list(train(ours(url, tmp_path / "gelu", model=model)))
     with pytest.raises(ConfigError, match="no counterpart"):
         export(tmp_path / "gelu" / "checkpoints" / "last", tmp_path / "refused")
-
-
-def test_only_a_model_without_a_cap_on_its_logits_is_cut_in_two() -> None:
-    gemma = {"model_type": "gemma2", "num_key_value_heads": 1, "head_dim": 8, "final_logit_softcapping": 0.1}
-    capped = build(Transformers(config=gemma | SHAPE), [None], 23)
-    assert not isinstance(capped, HalvedCausalLM)
-    assert isinstance(build(Transformers.model_validate(QWEN), [None], 23), HalvedCausalLM)
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,13 @@ from tests.student.runs import LM, configured
         ({"accumulation": 4}, ConfigError, "no multiple of accumulation 4"),
         ({"device": "nonsense"}, ConfigError, "device 'nonsense' cannot be used"),
         ({"model": {"kind": "mlp"}}, ConfigError, "fixed shape"),
+        (
+            {"model": {"kind": "torch", "factory": "torch.nn:Linear", "arguments": {"in": 3}}},
+            ConfigError,
+            "model.arguments do not fit torch.nn:Linear: ",
+        ),
         ({"loss": {"kind": "topk_kl"}}, ConfigError, "use sparse_cross_entropy"),
+        ({"loss": {"final_temperature": 3}}, ConfigError, "loss.final_temperature must be 1 .*, not 3"),
         ({"learning_rate": 1e30, "clip_norm": None, "warmup_steps": 0}, DecantError, "not finite at step"),
     ],
 )
@@ -88,9 +94,12 @@ def test_a_damaged_shard_is_refused_before_the_first_step(token_store: Any, tmp_
         next(e for e in train(configured(url, tmp_path / "run")) if isinstance(e, Checked | Step))
 
 
-def test_an_unknown_key_is_refused() -> None:
-    with pytest.raises(ValueError, match="learnin_rate"):
-        TrainConfig.model_validate({"output": "x", "model": LM, "steps": 1, "learnin_rate": 1})
+@pytest.mark.parametrize(
+    "wrong", [{"learnin_rate": 1}, {"betas": [0.9, 1.0]}], ids=lambda wrong: next(iter(wrong))
+)
+def test_a_key_that_is_unknown_or_out_of_its_range_is_refused_by_its_name(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        TrainConfig.model_validate({"output": "x", "model": LM, "steps": 1, **wrong})
 
 
 def test_every_key_is_documented() -> None:
@@ -98,3 +107,14 @@ def test_every_key_is_documented() -> None:
     for name, definition in {"TrainConfig": schema, **schema["$defs"]}.items():
         for key, field in definition["properties"].items():
             assert field.get("description") or key == "kind", f"{name}.{key}"
+
+
+def test_labels_that_are_no_classes_are_refused_before_the_first_step(
+    image_store: Any, tmp_path: Path
+) -> None:
+    """As of a corpus that counts its classes from 1."""
+    config = configured(
+        image_store(first_label=1), tmp_path / "run", model={"kind": "mlp"}, loss={"kind": "tempered_kl"}
+    )
+    with pytest.raises(CorruptShard, match=r"has the label 4, and the head logits has the classes 0 to 3"):
+        next(e for e in train(config) if isinstance(e, Checked | Step))

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from pipeline.targets.errors import ConfigError, DecantError
 from student.events import Finished, Started
@@ -104,13 +105,45 @@ def test_a_checkpoint_of_other_settings_is_not_continued(token_store: Any, tmp_p
         list(train(configured(other, tmp_path / "run")))
 
 
-def test_a_broken_checkpoint_is_named(token_store: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("state.json", "step-00000012 cannot be read.*remove it"),
+        ("training/*.safetensors", "safetensors is damaged.*remove its checkpoint"),
+    ],
+)
+def test_a_broken_checkpoint_is_named(token_store: Any, tmp_path: Path, name: str, words: str) -> None:
     config = configured(token_store(), tmp_path / "run")
     list(train(config))
-    state = tmp_path / "run" / "checkpoints" / "step-00000012" / "state.json"
-    state.write_bytes(state.read_bytes()[:20])
-    with pytest.raises(DecantError, match=r"step-00000012 cannot be read.*remove it"):
+    (file,) = (tmp_path / "run" / "checkpoints" / "step-00000012").glob(name)
+    file.write_bytes(file.read_bytes()[:20])
+    with pytest.raises(DecantError, match=words):
         list(train(config))
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+def test_a_weight_that_no_gradient_reaches_does_not_keep_a_run_from_going_on(
+    token_store: Any, tmp_path: Path, optimizer: str
+) -> None:
+    """torch's optimisers know nothing of such a one; its moments have to be in the checkpoint too."""
+    model: Any = {"kind": "torch", "factory": f"{__name__}:Spare", "arguments": {"classes": 23}}
+    settings: Any = {"model": model, "optimizer": optimizer, "holdout": 0}
+    url = token_store()
+    list(train(configured(url, tmp_path / "whole", **settings)))
+    cut = train(configured(url, tmp_path / "cut", **settings))
+    list(itertools.islice(cut, 5))
+    cut.close()  # type: ignore[attr-defined]
+    assert next(iter(train(configured(url, tmp_path / "cut", **settings)))).step == 8
+    list(train(configured(url, tmp_path / "cut", **settings)))
+    assert same(weights(tmp_path / "whole"), weights(tmp_path / "cut"))
+
+
+class Spare(nn.Embedding):
+    """Of one token the next, with a layer that is not used."""
+
+    def __init__(self, classes: int) -> None:
+        super().__init__(classes, classes)
+        self.spare = nn.Linear(3, 3)
 
 
 def test_weights_of_another_model_are_not_continued(token_store: Any, tmp_path: Path) -> None:

@@ -253,8 +253,10 @@ def test_a_loss_of_every_logit_is_refused_for_tokens_that_the_teacher_has_none_o
     url = label("dense")
     loss = {"kind": "logit_l2"}
     wider = {"tokenizer": students["wider"], "store_tokenizer": store_tokenizer}
-    with pytest.raises(ConfigError, match="teacher has none for 30 of the student's tokens"):
-        list(train(configured(url, tmp_path / "a", vocabulary=wider, loss=loss)))
+    for squared in ("logit_l2", "annealed_logit_l2"):
+        config = configured(url, tmp_path / "a", vocabulary=wider, loss={"kind": squared})
+        with pytest.raises(ConfigError, match=f"{squared} .* has none for 30 of the student's tokens"):
+            list(train(config))
     permuted = {**wider, "tokenizer": students["permuted"]}
     list(train(configured(url, tmp_path / "b", vocabulary=permuted, loss=loss, learning_rate=1e-4)))
 

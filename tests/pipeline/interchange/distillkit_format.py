@@ -13,7 +13,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.interchange.distillkit import Polynomial
+from pipeline.interchange.distillkit_forms import Polynomial
 
 CODES = {"float16": "<e", "float32": "<f", "float64": "<d"}
 

@@ -14,7 +14,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.interchange.distillkit import Legacy, Polynomial, compression_of
+from pipeline.interchange.distillkit import compression_of
+from pipeline.interchange.distillkit_forms import Legacy, Polynomial
 from tests.pipeline.interchange.distillkit_format import (
     configuration,
     packed,
@@ -149,7 +150,7 @@ def test_the_legacy_form_is_read_as_it_was_written(
 
 
 def test_ids_take_the_bits_that_distillkit_counts_in_float32() -> None:
-    from pipeline.interchange.distillkit import _id_bits
+    from pipeline.interchange.distillkit_forms import _id_bits
 
     assert [_id_bits(size) for size in (2, 1000, 2**17, 2**17 + 1, 151_936)] == [1, 10, 17, 18, 18]
     assert _id_bits(2**21 + 1) == 21

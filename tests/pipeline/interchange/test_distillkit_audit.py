@@ -12,7 +12,7 @@ import numpy.typing as npt
 import pytest
 
 from pipeline.audit import Audit, audit_imported
-from pipeline.interchange.distillkit import Polynomial
+from pipeline.interchange.distillkit_forms import Polynomial
 from pipeline.targets.errors import UserError
 from pipeline.targets.store import Store
 from pipeline.teachers import CausalLM

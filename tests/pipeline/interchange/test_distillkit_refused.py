@@ -9,7 +9,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.interchange.distillkit import Legacy, compression_of
+from pipeline.interchange.distillkit import compression_of
+from pipeline.interchange.distillkit_forms import Legacy
 from pipeline.targets.errors import ConfigError, CorpusUnreadable, SpecMismatch
 from tests.pipeline.interchange.distillkit_format import (
     COEFFICIENTS,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import closing
 from pathlib import Path
 from typing import Any, Literal
@@ -24,13 +24,13 @@ RECORDS = 40
 VIEWS = 3
 
 
-def tiny_teacher(size: int = 192) -> torch.nn.Module:
-    """Logits [views, 4] of one input of `size` numbers a view, with weights that are always the same."""
+def tiny_teacher() -> torch.nn.Module:
+    """Logits [views, 4] of one input of 192 numbers a view, with weights that are always the same."""
 
     class Linear(torch.nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.layer = torch.nn.Linear(size, 4)
+            self.layer = torch.nn.Linear(192, 4)
 
         def forward(self, **inputs: torch.Tensor) -> torch.Tensor:
             (values,) = inputs.values()
@@ -92,23 +92,28 @@ def labelled(
     settings = {
         "corpus": {"kind": "arrays", "urls": [str(corpus)], "unit_rows": 16},
         "views": {"kind": kind, **KINDS[kind]},
-        "teacher": {
-            "kind": "torch",
-            "factory": "tests.pipeline.views.stores:tiny_teacher",
-            "arguments": {"size": 192 if kind == "images" else 12 * 16},
-            "heads": {"logits": 4},
-            "positions": "single",
-            "device": "cpu",
-        },
-        "store": {
-            "url": str(folder / f"{kind}-{inputs}-{container}"),
-            "heads": {"logits": {"kind": "dense", "dtype": "float32"}},
-            "inputs": inputs,
-            "container": container,
-        },
+        "teacher": taught(tiny_teacher, 4, positions="single"),
+        "store": stored(folder / f"{kind}-{inputs}-{container}", inputs, container),
         "label": {"max_quarantined": 0.1, "batching": {"window": 10, "budget": 7}},
     }
     return done(LabelJob.model_validate(settings))
+
+
+def taught(factory: Callable[[], torch.nn.Module], classes: int, positions: str) -> dict[str, Any]:
+    """One of the teachers here, as a job names it."""
+    return {
+        "kind": "torch",
+        "factory": f"{__name__}:{factory.__name__}",
+        "heads": {"logits": classes},
+        "positions": positions,
+        "device": "cpu",
+    }
+
+
+def stored(url: Path, inputs: str, container: str = "parquet") -> dict[str, Any]:
+    """The store of a job, of exact logits."""
+    heads = {"logits": {"kind": "dense", "dtype": "float32"}}
+    return {"url": str(url), "heads": heads, "inputs": inputs, "container": container}
 
 
 def done(job: LabelJob) -> tuple[LabelJob, Store]:
@@ -169,18 +174,8 @@ def captioned(folder: Path, inputs: str) -> tuple[LabelJob, Store]:
             "image": image,
             "text": {"tokenizer": str(folder / "tokenizer.json"), "length": 6},
         },
-        "teacher": {
-            "kind": "torch",
-            "factory": "tests.pipeline.views.stores:seeing_teacher",
-            "heads": {"logits": 51},
-            "positions": "next_token",
-            "device": "cpu",
-        },
-        "store": {
-            "url": str(folder / f"captioned-{inputs}"),
-            "heads": {"logits": {"kind": "dense", "dtype": "float32"}},
-            "inputs": inputs,
-        },
+        "teacher": taught(seeing_teacher, 51, positions="next_token"),
+        "store": stored(folder / f"captioned-{inputs}", inputs),
         "label": {"batching": {"budget": 64}},
     }
     return done(LabelJob.model_validate(settings).model_copy(update={"corpus": Captioned()}))
