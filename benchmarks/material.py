@@ -19,36 +19,56 @@ VOCABULARY = 4096
 SIDE = 256
 """Pixels of a photograph's side."""
 
-LONGEST = 30_000
-"""Bytes of a text."""
-
 
 def language_model(folder: Path, scale: float) -> LabelJob:
-    """A Llama of 4 layers and width 192 on Python sources; threshold."""
-    import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
+    """A Llama with the shape of SmolLM2-135M, all of its 49,152 classes included; threshold."""
+    from transformers import LlamaConfig
 
-    texts = sources(folder / "corpus", 1.5 * scale)
-    torch.manual_seed(0)
-    model = LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=VOCABULARY,
-            hidden_size=192,
-            intermediate_size=576,
-            num_hidden_layers=4,
-            num_attention_heads=6,
-            num_key_value_heads=6,
-            max_position_embeddings=512,
-            tie_word_embeddings=True,
-        )
+    config = LlamaConfig(
+        vocab_size=49_152,
+        hidden_size=576,
+        intermediate_size=1536,
+        num_hidden_layers=30,
+        num_attention_heads=9,
+        num_key_value_heads=3,
+        max_position_embeddings=512,
+        tie_word_embeddings=True,
     )
+    return llama(folder, config, 10.0, megabytes=0.08 * scale, unit_bytes=2_000)
+
+
+def tiny_language_model(folder: Path, scale: float) -> LabelJob:
+    """A Llama of 4 layers and width 192, 4,096 classes: less work a token than a real teacher; threshold."""
+    from transformers import LlamaConfig
+
+    config = LlamaConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=192,
+        intermediate_size=576,
+        num_hidden_layers=4,
+        num_attention_heads=6,
+        num_key_value_heads=6,
+        max_position_embeddings=512,
+        tie_word_embeddings=True,
+    )
+    return llama(folder, config, 8.0, megabytes=1.5 * scale, unit_bytes=60_000)
+
+
+def llama(folder: Path, config: Any, sharpness: float, megabytes: float, unit_bytes: int) -> LabelJob:
+    """A language model of random weights, its embeddings scaled by `sharpness`, on so many Python sources."""
+    import torch
+    from transformers import LlamaForCausalLM
+
+    texts = sources(folder / "corpus", megabytes, longest=unit_bytes // 2)
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(config)
     with torch.no_grad():
-        model.get_input_embeddings().weight.mul_(8.0)
+        model.get_input_embeddings().weight.mul_(sharpness)
     model.save_pretrained(folder / "model")
-    tokenizer(folder / "model", texts)
+    tokenizer(folder / "model", texts, config.vocab_size)
     return job(
         folder,
-        corpus={"kind": "text", "urls": [str(texts)], "unit_bytes": 60_000},
+        corpus={"kind": "text", "urls": [str(texts)], "unit_bytes": unit_bytes},
         views={"kind": "token_windows", "tokenizer": str(folder / "model"), "length": 256},
         teacher={"kind": "causal_lm", "path": str(folder / "model"), "device": "cpu"},
         heads={"logits": {"kind": "threshold", "threshold": 0.02}},
@@ -78,7 +98,7 @@ def text_encoder(folder: Path, scale: float) -> LabelJob:
     import torch
     from transformers import BertConfig, BertModel
 
-    texts = sources(folder / "corpus", 0.9 * scale)
+    texts = sources(folder / "corpus", 0.9 * scale, longest=30_000)
     torch.manual_seed(0)
     BertModel(
         BertConfig(
@@ -89,7 +109,7 @@ def text_encoder(folder: Path, scale: float) -> LabelJob:
             num_attention_heads=12,
         )
     ).save_pretrained(folder / "model")
-    tokenizer(folder / "model", texts)
+    tokenizer(folder / "model", texts, VOCABULARY)
     return job(
         folder,
         corpus={"kind": "text", "urls": [str(texts)], "unit_bytes": 10_000},
@@ -104,6 +124,7 @@ JOBS: dict[str, Callable[[Path, float], LabelJob]] = {
     "language_model": language_model,
     "image_classifier": image_classifier,
     "text_encoder": text_encoder,
+    "tiny_language_model": tiny_language_model,
 }
 """By name: makes all that the job needs in a folder; scale: of the corpus."""
 
@@ -128,9 +149,9 @@ def job(
     )
 
 
-def sources(folder: Path, megabytes: float) -> Path:
-    """A folder with copies of standard library sources, up to that size, in the order of their names. None is
-    so long that the unit with it would be the last one to end.
+def sources(folder: Path, megabytes: float, longest: int) -> Path:
+    """A folder with copies of standard library sources, up to that size, in the order of their names. None
+    has more bytes than `longest`, or the unit with it might be the last one to end.
     """
     folder.mkdir(parents=True)
     left = int(megabytes * 1e6)
@@ -138,7 +159,7 @@ def sources(folder: Path, megabytes: float) -> Path:
         if "site-packages" in source.parts:
             continue
         data = source.read_bytes()
-        if len(data) > LONGEST:
+        if len(data) > longest:
             continue
         if len(data) > left:
             break
@@ -162,8 +183,10 @@ def photographs(folder: Path, count: int) -> None:
         )
 
 
-def tokenizer(folder: Path, texts: Path) -> None:
-    """A byte-level BPE tokenizer trained on the texts."""
+def tokenizer(folder: Path, texts: Path, size: int) -> None:
+    """A byte-level BPE tokenizer trained on the texts. What it lacks in tokens is filled up with reserved
+    ones, which no text has.
+    """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
     found = Tokenizer(models.BPE())
@@ -172,4 +195,5 @@ def tokenizer(folder: Path, texts: Path) -> None:
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(vocab_size=VOCABULARY, initial_alphabet=alphabet, show_progress=False)
     found.train([str(path) for path in sorted(texts.iterdir())[:200]], trainer)
+    found.add_tokens([f"<|reserved_{number}|>" for number in range(size - found.get_vocab_size())])
     found.save(str(folder / "tokenizer.json"))

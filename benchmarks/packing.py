@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from benchmarks.material import VOCABULARY, language_model
+from benchmarks.material import VOCABULARY, tiny_language_model
 from benchmarks.record import record
 from pipeline.batching import Item, Part, Window, batches
 from pipeline.targets.memory import keep_freed_memory
@@ -80,7 +80,7 @@ def main() -> None:
     keep_freed_memory()
     window = views(arguments.views)
     with tempfile.TemporaryDirectory() as folder:
-        config = language_model(Path(folder), 0.05).teacher
+        config = tiny_language_model(Path(folder), 0.05).teacher
         ways = {}
         for row in (None, *ROWS):
             teacher = config.load()

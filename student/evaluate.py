@@ -32,7 +32,7 @@ def evaluate(
 ) -> Score:
     """The student on an epoch of the reader, or its first `rows` rows (to a whole batch), over all ranks.
 
-    Raises ConfigError when there are fewer rows than ranks.
+    Raises ConfigError when there are fewer rows than ranks, or no targets in them.
     """
     if reader.rows < world.size:
         raise ConfigError(f"holdout: {reader.rows} held-out rows are too few for {world.size} ranks")
@@ -51,6 +51,11 @@ def evaluate(
         sums += _sums(loss, logits, here.targets.get(student.head.name), here.labels(student.head.name))
     student.train()
     targets, loss_sum, hard, correct = world.sum(sums).tolist()
+    if not targets:
+        raise ConfigError(
+            f"holdout: the {reader.rows} held-out rows of {reader.store.url} have no target of "
+            f"{student.head.name!r}: hold out a larger share"
+        )
     return Score(
         loss=loss_sum / targets,
         hard_loss=hard / targets if student.labelled else None,

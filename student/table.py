@@ -39,9 +39,9 @@ class Column:
 
     @classmethod
     def of(cls, values: Array, bounds: Ints) -> Column:
-        """Of rows that happen to be alike, one of the first kind."""
+        """Of rows that happen to be alike and not empty, one of the first kind."""
         lengths = np.diff(bounds)
-        if len(lengths) and bool((lengths == lengths[0]).all()):
+        if len(lengths) and lengths[0] and bool((lengths == lengths[0]).all()):
             return cls(values.reshape(len(lengths), int(lengths[0]), *values.shape[1:]))
         return cls(values, bounds)
 

@@ -199,3 +199,11 @@ def test_arrays_of_the_cache_are_not_writable(token_store: Any, tmp_path: Path) 
         batch.targets["logits"].vectors.zero_()
     assert_equal(contents(cached.epoch(0)), first)
     assert np.all(first[0][0])
+
+
+def test_a_shard_without_targets_is_kept_too(token_store: Any, tmp_path: Path) -> None:
+    url, cache = token_store(lengths=(1, 1)), Cache(tmp_path / "cache", 10**8)
+    for _ in range(2):
+        batches = list(TargetReader(url, split="all", cache=cache).epoch(0))
+        assert sum(len(batch) for batch in batches) == 26
+    assert len(list((tmp_path / "cache" / "tables").iterdir())) == 3

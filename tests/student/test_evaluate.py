@@ -8,6 +8,7 @@ from typing import Any, Literal
 import pytest
 import torch
 
+from pipeline.targets.errors import ConfigError
 from student.config import LossConfig
 from student.data import TargetReader
 from student.distributed import World
@@ -81,3 +82,9 @@ def test_the_logits_of_a_batch_never_exist(
     with Allocations(whole // 2) as seen, torch.no_grad():
         student.eval()(batch)
     assert seen.count > 0, "logits that are made are seen"
+
+
+def test_held_out_rows_without_a_target_are_refused(token_store: Any, tmp_path: Path) -> None:
+    student, reader = prepared(token_store(lengths=(1, 1)), tmp_path)
+    with pytest.raises(ConfigError, match=r"holdout: .* have no target of 'logits'"):
+        evaluate(student, reader, LossConfig(), WORLD, None, "float32")
