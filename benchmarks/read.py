@@ -245,12 +245,14 @@ def main() -> None:
 
 
 def _short(found: dict[str, Any]) -> dict[str, Any]:
+    """What is recorded. Of an error its kind: the rest tells of this machine's folders."""
     left_out = ("url", "cache", "rows", "seconds", "behind_first", "behind_seconds")
-    return {
+    short = {
         key: round(value, 3) if isinstance(value, float) else value
         for key, value in found.items()
         if key not in left_out
     }
+    return short if "error" not in short else {**short, "error": short["error"].partition(":")[0]}
 
 
 if __name__ == "__main__":
