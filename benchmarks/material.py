@@ -22,50 +22,35 @@ SIDE = 256
 
 def language_model(folder: Path, scale: float) -> LabelJob:
     """A Llama with the shape of SmolLM2-135M, all of its 49,152 classes included; threshold."""
-    from transformers import LlamaConfig
-
-    config = LlamaConfig(
-        vocab_size=49_152,
-        hidden_size=576,
-        intermediate_size=1536,
-        num_hidden_layers=30,
-        num_attention_heads=9,
-        num_key_value_heads=3,
-        max_position_embeddings=512,
-        tie_word_embeddings=True,
-    )
-    return llama(folder, config, 10.0, megabytes=0.08 * scale, unit_bytes=2_000)
+    shape = {"hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30}
+    heads = {"num_attention_heads": 9, "num_key_value_heads": 3}
+    return llama(folder, 49_152, shape | heads, 10.0, megabytes=0.08 * scale, unit_bytes=2_000)
 
 
 def tiny_language_model(folder: Path, scale: float) -> LabelJob:
     """A Llama of 4 layers and width 192, 4,096 classes: less work a token than a real teacher; threshold."""
-    from transformers import LlamaConfig
-
-    config = LlamaConfig(
-        vocab_size=VOCABULARY,
-        hidden_size=192,
-        intermediate_size=576,
-        num_hidden_layers=4,
-        num_attention_heads=6,
-        num_key_value_heads=6,
-        max_position_embeddings=512,
-        tie_word_embeddings=True,
-    )
-    return llama(folder, config, 8.0, megabytes=1.5 * scale, unit_bytes=60_000)
+    shape = {"hidden_size": 192, "intermediate_size": 576, "num_hidden_layers": 4, "num_attention_heads": 6}
+    return llama(folder, VOCABULARY, shape, 8.0, megabytes=1.5 * scale, unit_bytes=60_000)
 
 
-def llama(folder: Path, config: Any, sharpness: float, megabytes: float, unit_bytes: int) -> LabelJob:
-    """A language model of random weights, its embeddings scaled by `sharpness`, on so many Python sources."""
+def llama(
+    folder: Path, size: int, shape: dict[str, int], sharpness: float, megabytes: float, unit_bytes: int
+) -> LabelJob:
+    """A language model of `size` classes and random weights, its embeddings scaled by `sharpness`, on so many
+    Python sources.
+    """
     import torch
-    from transformers import LlamaForCausalLM
+    from transformers import LlamaConfig, LlamaForCausalLM
 
     texts = sources(folder / "corpus", megabytes, longest=unit_bytes // 2)
     torch.manual_seed(0)
-    model = LlamaForCausalLM(config)
+    model = LlamaForCausalLM(
+        LlamaConfig(vocab_size=size, max_position_embeddings=512, tie_word_embeddings=True, **shape)
+    )
     with torch.no_grad():
         model.get_input_embeddings().weight.mul_(sharpness)
     model.save_pretrained(folder / "model")
-    tokenizer(folder / "model", texts, config.vocab_size)
+    tokenizer(folder / "model", texts, size)
     return job(
         folder,
         corpus={"kind": "text", "urls": [str(texts)], "unit_bytes": unit_bytes},

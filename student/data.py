@@ -56,10 +56,11 @@ class TargetReader(Stream):
     Iterating is endless: epochs follow each other and no row is dropped; the batch at an epoch's end is
     filled with the first rows of the next epoch. `epoch(n)` is one epoch, whose last batch may be smaller.
 
-    Memory holds the window in use, the next one, which threads load meanwhile, and `ahead` batches; without
-    shuffling `window_shards` shards. Sparse targets are decoded as a shard is loaded: 4 bytes more an entry
-    than they have undecoded. Of inputs that are replayed it holds the corpus' files, as many as the windows
-    have; a batch's are rendered with the batch, by the rank that gets it.
+    Memory holds the window in use, the next one, which threads load meanwhile, and batches made ahead:
+    `ahead` at least, or two groups of at most 16 MB; without shuffling `window_shards` shards. Sparse targets
+    are decoded as a shard is loaded: 4 bytes more an entry than they have undecoded. Of inputs that are
+    replayed it holds the corpus' files, as many as the windows have; a batch's are rendered with the batch,
+    by the rank that gets it.
 
     In a DataLoader (see `student.stream`) each worker loads all shards, so threads alone are faster unless
     inputs are replayed.

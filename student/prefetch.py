@@ -79,7 +79,7 @@ class _Made:
     batches: Sequence[Batch | Exception]
 
     @property
-    def bytes(self) -> int:
+    def nbytes(self) -> int:
         """Of all of them."""
         return sum(batch.nbytes for batch in self.batches if isinstance(batch, Batch))
 
@@ -138,9 +138,9 @@ class Prefetch:
             nonlocal together
             oldest, future = making.popleft()
             found = future.result()
-            if found.bytes > TOGETHER_BYTES:
+            if found.nbytes > TOGETHER_BYTES:
                 together = max(1, together // 2)
-            elif len(oldest.cuts) == together and 2 * found.bytes <= TOGETHER_BYTES:
+            elif len(oldest.cuts) == together and 2 * found.nbytes <= TOGETHER_BYTES:
                 together = min(2 * together, TOGETHER)
             for batch, cut in zip(found.batches, oldest.cuts, strict=True):
                 if isinstance(batch, Exception):
