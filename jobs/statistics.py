@@ -112,11 +112,11 @@ class _Columns:
         self._plain: dict[str, int] = {}
 
     def add(self, store: Store, commit: Commit) -> None:
-        import pyarrow.parquet as pq
+        from pipeline.targets.parquet_file import parquet_file
 
         assert commit.shard is not None
         with store.storage.open(commit.shard) as file:
-            metadata = pq.ParquetFile(file).metadata
+            metadata = parquet_file(file).metadata
         for group in range(metadata.num_row_groups):
             for number in range(metadata.num_columns):
                 column = metadata.row_group(group).column(number)

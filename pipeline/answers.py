@@ -14,7 +14,6 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 import numpy as np
-import pyarrow.parquet as pq
 
 from pipeline.batching import Item, collate, render, windows
 from pipeline.declaration import specify
@@ -24,6 +23,7 @@ from pipeline.stream import chunks
 from pipeline.targets.codecs import Codec, Dense, Embedding
 from pipeline.targets.containers import parquet
 from pipeline.targets.errors import ConfigError, UserError
+from pipeline.targets.parquet_file import parquet_file
 from pipeline.targets.rows import Rows
 from pipeline.targets.spec import Head, Spec
 from pipeline.targets.unit import Unit
@@ -166,7 +166,7 @@ def stored_bytes(rows: Rows, prefix: str = "") -> int:
         writer = parquet.Writer(sink, rows.spec)
         writer.write(rows.to_arrow())
         writer.close()
-        metadata = pq.ParquetFile(sink).metadata
+        metadata = parquet_file(sink).metadata
         groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
         columns = [group.column(number) for group in groups for number in range(metadata.num_columns)]
         return sum(c.total_compressed_size for c in columns if c.path_in_schema.startswith(prefix))

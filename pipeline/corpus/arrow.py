@@ -212,13 +212,10 @@ def as_bytes(kind: pa.DataType) -> pa.DataType:
 def with_dictionaries(file: BinaryIO) -> Iterator[pa.RecordBatch]:
     """The record batches of a whole file or stream whose columns refer to dictionaries."""
     file.seek(0)
-    is_file = file.read(len(MAGIC)) == MAGIC
-    file.seek(0)
-    if is_file:
-        reader = pa.ipc.open_file(file)
-        yield from (reader.get_batch(number) for number in range(reader.num_record_batches))
-    else:
-        yield from pa.ipc.open_stream(file)
+    # A file is a stream between a magic number, padded to eight bytes, and a footer. Arrow's reader of files
+    # would read in a thread of its own, see `pipeline.targets.parquet_file`.
+    file.seek(8 if file.read(len(MAGIC)) == MAGIC else 0)
+    yield from pa.ipc.open_stream(file)
 
 
 @contextmanager

@@ -19,6 +19,7 @@ from pipeline.corpus.base import NOTHING_PLANNED, Read
 from pipeline.corpus.columns import ColumnFiles
 from pipeline.corpus.files import cut, pack, part_of
 from pipeline.targets.errors import CorpusUnreadable
+from pipeline.targets.parquet_file import parquet_file
 from pipeline.targets.unit import Slice, Unit
 
 BATCH_ROWS, BATCH_BYTES = 256, 16 << 20
@@ -77,7 +78,8 @@ class ParquetFiles(ColumnFiles):
                 described = table.metadata.row_group(group)
                 row_bytes = max(1, described.total_byte_size // described.num_rows)
                 rows = max(1, min(BATCH_ROWS, BATCH_BYTES // row_bytes))
-                for batch in table.iter_batches(rows, row_groups=[group], columns=self.wanted):
+                batches = table.iter_batches(rows, row_groups=[group], columns=self.wanted, use_threads=False)
+                for batch in batches:
                     if at >= part.stop:
                         break
                     if at + len(batch) > part.start:
@@ -90,7 +92,7 @@ class ParquetFiles(ColumnFiles):
 def parquet(url: str, file: BinaryIO) -> Iterator[pq.ParquetFile]:
     """The file's reader. Raises CorpusUnreadable naming the file when it, or a page of it, is broken."""
     try:
-        with pq.ParquetFile(file) as table:
+        with parquet_file(file) as table:
             yield table
     except (pa.ArrowException, OSError) as error:
         reason = str(error).partition("\n")[0]

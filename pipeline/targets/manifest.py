@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 
 from pipeline.targets.commit import Commit
 from pipeline.targets.errors import SpecMismatch, StorageError
+from pipeline.targets.parquet_file import parquet_file
 from pipeline.targets.storage import Storage
 
 _TYPES = {
@@ -139,7 +140,7 @@ class Manifest:
     def _opened(self) -> Iterator[Any]:
         with self._storage.open(manifest_name(self.number)) as source:
             try:
-                file = pq.ParquetFile(source, page_checksum_verification=True)
+                file = parquet_file(source)
                 schema = file.schema_arrow
             except (pa.ArrowException, OSError, ValueError) as error:
                 raise self._broken(error) from error

@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.targets.errors import StorageError
+from pipeline.targets.parquet_file import parquet_file
 from pipeline.targets.unit import Slice, Unit
 
 _SLICE = {
@@ -88,7 +89,7 @@ class PlanFile:
     def __init__(self, file: BinaryIO, name: str) -> None:
         self._name = name
         try:
-            self._file = pq.ParquetFile(file, page_checksum_verification=True)
+            self._file = parquet_file(file)
             if not self._file.schema_arrow.equals(SCHEMA):
                 raise ValueError("its columns are not a plan's")
         except (pa.ArrowException, OSError, ValueError) as error:

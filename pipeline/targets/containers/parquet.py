@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 
 from pipeline.targets.containers.base import BATCH_BYTES, Blocks, check
 from pipeline.targets.errors import CorruptShard
+from pipeline.targets.parquet_file import parquet_file
 from pipeline.targets.spec import Spec
 
 
@@ -56,7 +57,7 @@ def read(data: bytes, spec: Spec) -> Iterator[pa.RecordBatch]:
     Raises CorruptShard for what is no such file, SpecMismatch when it was written for another spec.
     """
     try:
-        file = pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True)
+        file = parquet_file(pa.BufferReader(data))
         schema = file.schema_arrow
     except (pa.ArrowException, OSError, ValueError) as error:
         raise CorruptShard(f"no readable Parquet file: {error}") from error
