@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -33,6 +34,9 @@ from pipeline.views.images import RandomCrop
 from student.config import LossConfig, StoreLocation, TorchModule, TrainConfig
 
 INPUT, ENSEMBLE = "image", "ensemble"
+PICTURE: dict[str, Any] = {"name": INPUT, "size": cifar10.SIDE, "dtype": "uint8", "label": "label"}
+HARD, L2 = LossConfig(kind="hard"), LossConfig(kind="logit_l2")
+KL = LossConfig(kind="tempered_kl", temperature=1.0)
 
 
 class Size(Config):
@@ -70,8 +74,11 @@ class StudentSettings(Config):
     batch_rows: PositiveInt = 128
     """Views of a step."""
 
-    learning_rate: PositiveFloat = 1e-3
-    """AdamW's at its peak; it falls by half a cosine."""
+    learning_rate: PositiveFloat = 3e-3
+    """AdamW's at its peak, for labels and KL; it falls by half a cosine."""
+
+    regression_learning_rate: PositiveFloat = 1e-2
+    """The same for L2 on logits, whose scale the net has to grow to."""
 
     warmup_steps: PositiveInt = 200
     """Of a linear warm-up."""
@@ -135,11 +142,12 @@ def reproduce(data: Path, output: Path, settings: MimicSettings, stages: Stages)
         recipe.read()
     with stages.stage(
         "Label views of the training pictures",
-        f"{settings.views} of each, cut and flipped at random; nobody has labelled a view.",
+        f"{settings.views} of each, cut and flipped at random, and beside them the pictures as they are.",
     ):
-        store = recipe.label()
-    with stages.stage("Train the shallow nets", "On labels, and as mimics of what the store says."):
-        plans = dict(recipe.students(store))
+        views = recipe.label("views", recipe.views(), (ENSEMBLE, recipe.single))
+        pictures = recipe.label("pictures", Images(**PICTURE), (recipe.single,))
+    with stages.stage("Train the shallow nets", "On pictures and their labels, and as mimics on views."):
+        plans = dict(recipe.students(views, pictures))
         trained(plans, stages)
     with stages.stage("Measure the bottleneck", "Steps of the same net with and without it, in turns."):
         results = Results(settings=settings.model_dump(mode="json"))
@@ -148,7 +156,7 @@ def reproduce(data: Path, output: Path, settings: MimicSettings, stages: Stages)
         for name, value in found.items():
             results.add(name, value)
     with stages.stage("Count the errors", f"On {len(recipe.test.labels):,} test pictures."):
-        return recipe.results(plans, store, results)
+        return recipe.results(plans, views, results)
 
 
 class _Recipe:
@@ -181,28 +189,25 @@ class _Recipe:
             heads=dict.fromkeys(heads, cifar10.CLASSES),
         )
 
-    def label(self) -> Store:
-        """The store of the views, with what the ensemble and its first net say."""
+    def views(self) -> Images:
+        """Of a picture, at random."""
         settings = self.settings
+        crop = RandomCrop(scale=(settings.smallest_crop, 1.0), ratio=(0.9, 1.1))
+        return Images(views=settings.views, crop=crop, flip=0.5, **PICTURE)
+
+    def label(self, name: str, views: Images, heads: tuple[str, ...]) -> Store:
+        """The store of that name, with the pictures' labels and what these heads say of the views."""
         job = LabelJob(
             corpus=ParquetFiles(
                 urls=[str(self.corpus)],
                 columns={"image": "image", "label": "label"},
-                unit_rows=settings.unit_rows,
+                unit_rows=self.settings.unit_rows,
             ),
-            views=Images(
-                name=INPUT,
-                size=cifar10.SIDE,
-                views=settings.views,
-                crop=RandomCrop(scale=(settings.smallest_crop, 1.0), ratio=(0.9, 1.1)),
-                flip=0.5,
-                dtype="uint8",
-                label="label",
-            ),
+            views=views,
             teacher=self.teacher(),
             store=StoreConfig(
-                url=str(self.folder / "store"),
-                heads={name: Dense(dtype="float16") for name in (ENSEMBLE, self.single)},
+                url=str(self.folder / "stores" / name),
+                heads={head: Dense(dtype="float16") for head in heads},
             ),
             label=LabelConfig(batching=Batching(budget=250)),
         )
@@ -213,17 +218,18 @@ class _Recipe:
         """The head of the weakest ResNet."""
         return f"resnet{self.settings.teachers[0]}"
 
-    def students(self, store: Store) -> Iterator[tuple[str, TrainConfig]]:
-        """Every shallow net by name, with its training."""
-        *_, largest = self.settings.student.sizes
-        hard, l2 = LossConfig(kind="hard"), LossConfig(kind="logit_l2")
-        kl = LossConfig(kind="tempered_kl", temperature=1.0)
+    def students(self, views: Store, pictures: Store) -> Iterator[tuple[str, TrainConfig]]:
+        """Every shallow net by name, with its training. All take the same number of steps."""
+        student, single = self.settings.student, self.single
+        steps = steps_of(views, student.epochs, student.batch_rows)
+        *_, largest = student.sizes
         for seed in range(self.settings.seeds):
-            for size in self.settings.student.sizes:
-                yield self._train("labels", store, ENSEMBLE, hard, size, seed)
-                yield self._train("mimic", store, ENSEMBLE, l2, size, seed)
-            yield self._train("single", store, self.single, l2, largest, seed)
-            yield self._train("kl", store, ENSEMBLE, kl, largest, seed)
+            for size in student.sizes:
+                yield self._train("labels", pictures, single, HARD, size, steps, seed)
+                yield self._train("mimic", views, ENSEMBLE, L2, size, steps, seed)
+            yield self._train("single", views, single, L2, largest, steps, seed)
+            yield self._train("kl", views, ENSEMBLE, KL, largest, steps, seed)
+            yield self._train("augmented", views, single, HARD, largest, steps, seed)
 
     def _net(self, size: Size) -> dict[str, int]:
         """Arguments of `shallow.shallow`."""
@@ -231,7 +237,7 @@ class _Recipe:
         return {"channels": student.channels, "pool": student.pool, **size.model_dump()}
 
     def _train(
-        self, kind: str, store: Store, head: str, loss: LossConfig, size: str, seed: int
+        self, kind: str, store: Store, head: str, loss: LossConfig, size: str, steps: int, seed: int
     ) -> tuple[str, TrainConfig]:
         """Its name, of kind, size and seed, and its training."""
         student, name = self.settings.student, f"{kind}-{size}-{seed}"
@@ -244,9 +250,9 @@ class _Recipe:
                 arguments=self._net(student.sizes[size]),
             ),
             loss=loss,
-            steps=steps_of(store, student.epochs, student.batch_rows),
+            steps=steps,
             batch_rows=student.batch_rows,
-            learning_rate=student.learning_rate,
+            learning_rate=student.regression_learning_rate if loss is L2 else student.learning_rate,
             betas=(0.9, 0.999),
             warmup_steps=student.warmup_steps,
             final_learning_rate=0.0,

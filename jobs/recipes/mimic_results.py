@@ -11,12 +11,19 @@ from matplotlib.figure import Figure
 from jobs.recipes.results import Results, Row
 
 KINDS = {"labels": "labels", "mimic": "mimic of the ensemble, L2 on logits"}
+"""Of every size."""
+
+LARGEST = {
+    "single": ("mimic of the weakest teacher, L2", "v"),
+    "kl": ("mimic of the ensemble, KL at T = 1", "s"),
+    "augmented": ("labels, on the mimics' views", "*"),
+}
+"""Of the largest size alone, with the marks that they are drawn as."""
 
 
 def rows(settings: dict[str, Any]) -> list[Row]:
     """The table's, for these sizes and teachers. The paper's are test accuracies in percent (its table 2)."""
     *_, largest = sizes = list(settings["student"]["sizes"])
-    single = f"resnet{settings['teachers'][0]}"
     return [
         *(Row(f"resnet{depth}", f"ResNet-{depth}", None) for depth in settings["teachers"]),
         Row("ensemble", "teacher: the ensemble", 89.0),
@@ -26,10 +33,10 @@ def rows(settings: dict[str, Any]) -> list[Row]:
             for kind, title in KINDS.items()
             for paper in ({("labels", True): 78.2, ("mimic", True): 85.8},)
         ),
-        Row(
-            f"single-{largest}", f"{largest} net, mimic of {single.replace('resnet', 'ResNet-')} alone", 84.9
+        *(
+            Row(f"{kind}-{largest}", f"{largest} net, {title}", 84.9 if kind == "single" else None)
+            for kind, (title, _) in LARGEST.items()
         ),
-        Row(f"kl-{largest}", f"{largest} net, mimic of the ensemble, KL at T = 1", None),
     ]
 
 
@@ -47,10 +54,7 @@ def draw(results: Results, path: Path) -> None:
         )
         for size, accuracies in found.items():
             axis.plot([weights[size]] * len(accuracies), accuracies, "o", color=line.get_color(), alpha=0.5)
-    for kind, title, marker in (
-        ("single", "mimic of the weakest teacher", "v"),
-        ("kl", "mimic, KL at T = 1", "s"),
-    ):
+    for kind, (title, marker) in LARGEST.items():
         accuracies = values[f"{kind}-{largest}"]
         axis.plot([weights[largest]] * len(accuracies), accuracies, marker, alpha=0.5, label=title)
     for name in ("ensemble", f"resnet{results.settings['teachers'][0]}"):

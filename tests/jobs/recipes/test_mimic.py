@@ -32,7 +32,9 @@ def test_one_command_labels_trains_measures_and_draws(decant: Callable[..., Any]
     assert all(row.title in (folder / "table.md").read_text() for row in rows)
     assert "<svg" in (folder / "figure.svg").read_text()
 
-    store = Store.open(str(folder / "store"))
+    pictures, store = (Store.open(str(folder / "stores" / name)) for name in ("pictures", "views"))
+    assert [head.name for head in pictures.spec.heads] == ["resnet20"]
+    assert sum(commit.rows for commit in store.commits()) == 2 * sum(c.rows for c in pictures.commits())
     assert {item.name for item in store.spec.inputs} == {"image", "label", "ledger", "digest"}
     truth = {
         f"pictures.parquet#{i}": label
