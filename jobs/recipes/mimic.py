@@ -75,10 +75,7 @@ class StudentSettings(Config):
     """Views of a step."""
 
     learning_rate: PositiveFloat = 3e-3
-    """AdamW's at its peak, for labels and KL; it falls by half a cosine."""
-
-    regression_learning_rate: PositiveFloat = 1e-2
-    """The same for L2 on logits, whose scale the net has to grow to."""
+    """AdamW's at its peak; it falls by half a cosine."""
 
     warmup_steps: PositiveInt = 200
     """Of a linear warm-up."""
@@ -252,7 +249,7 @@ class _Recipe:
             loss=loss,
             steps=steps,
             batch_rows=student.batch_rows,
-            learning_rate=student.regression_learning_rate if loss is L2 else student.learning_rate,
+            learning_rate=student.learning_rate,
             betas=(0.9, 0.999),
             warmup_steps=student.warmup_steps,
             final_learning_rate=0.0,
