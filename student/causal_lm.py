@@ -5,6 +5,8 @@ The library is imported when such a student is made.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +45,18 @@ class CausalLM(nn.Module):
 
 
 class HalvedCausalLM(CausalLM):
-    """One whose logits are a matrix times its hidden states: those of some positions can be had alone."""
+    """One whose logits are `logits` of its hidden states: those of some positions can be had alone.
+
+    logit_scale: 1 unless the library's configuration says it, as Cohere's does, or divides by it, as
+    Granite's. logit_softcap: Gemma's, None without one. Both as in `student.losses.LinearLogits`.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__(model)
+        config: Any = model.config
+        scale, divisor = getattr(config, "logit_scale", None), getattr(config, "logits_scaling", None)
+        self.logit_scale: float = scale or 1 / (divisor or 1)
+        self.logit_softcap: float | None = getattr(config, "final_logit_softcapping", None)
 
     def features(self, tokens: Tensor) -> Tensor:
         """Hidden states [B, L, width], which `head` maps to logits."""
@@ -52,11 +65,33 @@ class HalvedCausalLM(CausalLM):
         return states
 
     @property
-    def head(self) -> nn.Module:
+    def head(self) -> nn.Linear:
         """From hidden states to logits."""
         model: Any = self.model
-        head: nn.Module = model.get_output_embeddings()
+        head: nn.Linear = model.get_output_embeddings()
         return head
+
+    def logits(self, states: Tensor) -> Tensor:
+        """Of hidden states [..., width]."""
+        logits: Tensor = self.logit_scale * self.head(states)
+        cap = self.logit_softcap
+        return logits if cap is None else cap * torch.tanh(logits / cap)
+
+    @property
+    def plain(self) -> bool:
+        """Whether the head is all that stands between hidden states and logits."""
+        return self.logit_scale == 1 and self.logit_softcap is None
+
+    @contextmanager
+    def heading(self, instead: Callable[[Tensor], Tensor]) -> Iterator[None]:
+        """While entered, a plain model of the library gives what `instead` makes of its states as logits."""
+        head = self.head
+        before = head.forward
+        head.forward = instead  # type: ignore[method-assign, assignment]
+        try:
+            yield
+        finally:
+            head.forward = before  # type: ignore[method-assign]
 
 
 def load(model: config.Transformers, classes: int) -> CausalLM:
@@ -92,8 +127,7 @@ def load(model: config.Transformers, classes: int) -> CausalLM:
             f"model: a {found.model_type} of this configuration sees the tokens that it is to predict: "
             "choose one whose attention is causal"
         )
-    halved = HalvedCausalLM(loaded)
-    return halved if _is_halved(halved) else whole
+    return halved(loaded) or whole
 
 
 @torch.no_grad()
@@ -106,22 +140,31 @@ def _sees_ahead(model: CausalLM) -> bool:
 
 
 @torch.no_grad()
-def _is_halved(model: HalvedCausalLM) -> bool:
-    """Whether nothing stands between head and logits (a cap, a scale): tried on two tokens.
+def halved(model: nn.Module) -> HalvedCausalLM | None:
+    """A model of the library in two halves; None where the head is no plain nn.Linear, or something else than
+    a scale and a cap stands between it and the logits.
 
-    With a head so large that a cap shows: Gemma's, at 30, leaves the logits of new weights as they are.
+    Tried on two tokens, as it is and with a head so large that a cap shows: Gemma's, at 30, leaves the logits
+    of new weights as they are.
     """
-    weight = getattr(model.head, "weight", None)
-    if weight is None:
-        return False
-    was = model.training
-    model.eval()
-    tokens = torch.tensor([[0, 1]])
-    weight.mul_(LARGE)
+    embeddings: Any = getattr(model, "get_output_embeddings", lambda: None)
+    if type(embeddings()) is not nn.Linear:
+        return None
+    found = HalvedCausalLM(model)
+    was = found.training
+    found.eval()
+    alike = _alike(found)
+    found.head.weight.mul_(LARGE)
+    alike = alike and _alike(found)
+    found.head.weight.div_(LARGE)
+    found.train(was)
+    return found if alike else None
+
+
+def _alike(model: HalvedCausalLM) -> bool:
+    """Whether the halves give the whole's logits of two tokens."""
+    tokens = torch.tensor([[0, 1]], device=model.head.weight.device)
     try:
-        return torch.allclose(model.head(model.features(tokens)), model(tokens), rtol=1e-4)
+        return torch.allclose(model.logits(model.features(tokens)), model(tokens), rtol=1e-4, atol=1e-6)
     except (RuntimeError, AttributeError):
         return False  # what the head is given are not the last hidden states
-    finally:
-        weight.div_(LARGE)
-        model.train(was)

@@ -16,17 +16,23 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import DistributedType
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset
 from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainerCallback
 
 from pipeline.targets.errors import ConfigError
+from student.causal_lm import HalvedCausalLM, halved
 from student.checkpoint import read
 from student.config import LossConfig, SmallLM, TrainConfig, Transformers
 from student.data import TOKENS, Batch, Epoch, TargetReader
-from student.losses import distillation_loss
+from student.losses import LinearLogits, distillation_loss
+from student.losses.rows import Logits
 from student.stream import Stream
+
+FUSED = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
+"""Where a model's head is whole on each device, and the loss can take its place."""
 
 
 @dataclass(frozen=True)
@@ -61,8 +67,11 @@ class DistillationTrainer(Trainer):  # type: ignore[misc]
     train_dataset: a TargetReader or MixedReader of this rank, whose `batch_rows`, over all ranks, stand for
     the arguments' batch sizes; give `max_steps`, for a reader has no end. eval_dataset: a TargetReader, an
     evaluation is an epoch of it. loss: what is minimised, a mean over the targets of all ranks and
-    accumulated batches. The reader's state is kept in each checkpoint, and a run that is resumed goes on at
-    that row, with `dataloader_num_workers` too. Raises ConfigError for other datasets.
+    accumulated batches; in training, logits are made whole only under FSDP, DeepSpeed, `torch_compile` and
+    `model_init`, and by models with more than a matrix behind their hidden states.
+
+    The reader's state is kept in each checkpoint, and a run that is resumed goes on at that row, with
+    `dataloader_num_workers` too. Raises ConfigError for other datasets.
     """
 
     loss_is_scaled_for_ga = True
@@ -78,6 +87,9 @@ class DistillationTrainer(Trainer):  # type: ignore[misc]
         super().__init__(*arguments, **settings)
         self.loss, self.head = loss or LossConfig(), head
         self.model_accepts_loss_kwargs = True  # that is: count the targets of a step
+        whole = self.args.torch_compile or self.model_init or self.accelerator.distributed_type not in FUSED
+        halves = None if whole else halved(self.model)
+        self._halves = halves if halves is not None and halves.plain else None
         if self.train_dataset is not None:
             self.args.ignore_data_skip = True
             self.add_callback(ReaderState(self.train_dataset))
@@ -108,18 +120,39 @@ class DistillationTrainer(Trainer):  # type: ignore[misc]
     ) -> Any:
         """The distillation loss, summed and divided by the number of targets of the whole step."""
         batch: Batch = inputs["batch"].to(self.args.device)
-        outputs = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"])
-        logits = batch.pick(outputs.logits, self.head)
-        loss = distillation_loss(
-            self.loss, logits, batch.targets.get(self.head), batch.labels(self.head), reduction="sum"
-        )
+        tokens = {name: inputs[name] for name in ("input_ids", "attention_mask")}
+        if self._halves is not None and model.training and not return_outputs:
+            outputs, loss = None, self._fused(model, self._halves, tokens, batch)
+        else:
+            outputs = model(**tokens)
+            loss = self._sum(batch.pick(outputs.logits, self.head), batch)
         if num_items_in_batch is None:
-            loss = loss / len(logits)
+            loss = loss / len(batch.row_index)
         else:
             loss = loss / num_items_in_batch
             if self.args.average_tokens_across_devices:
                 loss = loss * self.accelerator.num_processes  # whose gradients are averaged
         return (loss, outputs) if return_outputs else loss
+
+    def _fused(
+        self, model: nn.Module, halves: HalvedCausalLM, tokens: dict[str, Tensor], batch: Batch
+    ) -> Tensor:
+        """The loss in place of the logits, of which none are made.
+
+        Worked out in the model's own forward pass: what wraps the model (DDP) sees the head's weight there.
+        """
+
+        def lose(states: Tensor) -> Tensor:
+            return self._sum(LinearLogits.of(batch.pick(states, self.head), halves.head), batch)
+
+        with halves.heading(lose):
+            loss: Tensor = model(**tokens).logits
+        return loss
+
+    def _sum(self, logits: Logits, batch: Batch) -> Tensor:
+        """The loss summed over the batch's targets."""
+        targets, labels = batch.targets.get(self.head), batch.labels(self.head)
+        return distillation_loss(self.loss, logits, targets, labels, reduction="sum")
 
 
 class ReaderState(TrainerCallback):  # type: ignore[misc]
@@ -162,10 +195,11 @@ def export(checkpoint: Path, directory: Path) -> None:
     logits, but for rounding. Raises ConfigError for other kinds, and DecantError for what is no checkpoint.
     """
     model = TrainConfig.model_validate(read(checkpoint).config).model
-    directory.mkdir(parents=True, exist_ok=True)
     if isinstance(model, SmallLM) and model.mlp == "swiglu":
         _llama(model, load_file(checkpoint / "model.safetensors")).save_pretrained(directory)
-    elif not isinstance(model, Transformers):
+    elif isinstance(model, Transformers):
+        directory.mkdir(parents=True, exist_ok=True)
+    else:
         raise ConfigError(
             f"model.kind {model.kind} has no counterpart in transformers, or with mlp gelu none"
         )

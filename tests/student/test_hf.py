@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import itertools
+import os
+import socket
+import subprocess
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from pipeline.targets.errors import ConfigError
 from student.config import TrainConfig, Transformers
 from student.data import Batch, TargetReader
-from student.losses import sparse_cross_entropy
+from student.losses import LinearLogits, sparse_cross_entropy
 from student.mixing import MixedReader
 from student.models import build
 from student.student import restore
@@ -90,6 +95,79 @@ def test_transformers_trainer_ends_where_ours_does(
         if name in expected:
             torch.testing.assert_close(theirs, expected[name], rtol=1e-3, atol=1e-4)
     assert trainer.evaluate()["eval_loss"] == pytest.approx(events[-1].score.loss, rel=1e-4)  # type: ignore[union-attr]
+
+
+def test_no_logits_are_made_whole_in_a_step_of_transformers_trainer(
+    token_store: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In an evaluation the library has them from the model, as it expects."""
+    monkeypatch.setattr(LinearLogits, "make", lambda logits: pytest.fail("logits were made whole"))
+    url, model, made = token_store(), small(), []
+    model.lm_head.register_forward_hook(lambda _, __, output: made.append((model.training, output.ndim)))
+    trainer = DistillationTrainer(
+        model,
+        arguments(tmp_path, max_steps=3),
+        train_dataset=reader(url),
+        eval_dataset=reader(url, split="holdout", shuffle=False, batch_rows=100),
+    )
+    made.clear()  # what was tried of the model
+    trainer.train()
+    trainer.evaluate()
+    assert made == [(True, 0)] * 3 + [(False, 3)]
+
+
+RANK = """
+import os, sys, torch
+from pathlib import Path
+from transformers import AutoModelForCausalLM
+from student.hf import DistillationTrainer
+from tests.student.test_hf import arguments, reader
+
+torch.set_num_threads(1)
+start, output, url = sys.argv[1:]
+ranks = {"ddp_backend": "gloo"} if "RANK" in os.environ else {}
+settings = arguments(Path(output), save_steps=100, **ranks)
+train = reader(url, rank=settings.process_index, world_size=settings.world_size)
+trainer = DistillationTrainer(AutoModelForCausalLM.from_pretrained(start), settings, train_dataset=train)
+trainer.train()
+if settings.process_index == 0:
+    trainer.accelerator.unwrap_model(trainer.model_wrapped).save_pretrained(output)
+"""
+
+
+@pytest.mark.slow
+def test_on_two_ranks_transformers_trainer_ends_where_one_does(token_store: Any, tmp_path: Path) -> None:
+    """Each has a part of every global batch. DDP sees the head's weight used, though its layer is not."""
+    url = token_store()
+    small().save_pretrained(tmp_path / "start")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    for size in (1, 2):
+        ranks = [
+            subprocess.Popen(
+                [sys.executable, "-c", RANK, str(tmp_path / "start"), str(tmp_path / str(size)), url],
+                env={
+                    **os.environ,
+                    **({"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"} if size == 2 else {}),
+                    "MASTER_ADDR": "127.0.0.1",
+                    "MASTER_PORT": str(port),
+                    "OMP_NUM_THREADS": "1",
+                    "PYTHONPATH": str(Path(__file__).parents[2]),
+                },
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+            for rank in range(size)
+        ]
+        for process in ranks:
+            said = process.communicate(timeout=120)[1]
+            assert process.returncode == 0, said
+    alone, together = (load_file(tmp_path / str(size) / "model.safetensors") for size in (1, 2))
+    start = load_file(tmp_path / "start" / "model.safetensors")
+    for name, tensor in alone.items():
+        torch.testing.assert_close(together[name], tensor, rtol=1e-3, atol=1e-4)
+    assert not torch.equal(start["lm_head.weight"], alone["lm_head.weight"])
 
 
 def small() -> Any:
