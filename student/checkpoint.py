@@ -14,8 +14,12 @@ unpickled. Knows nothing of what it holds.
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
+import platform
 import shutil
+import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -37,6 +41,37 @@ from pipeline.targets.errors import ConfigError, DecantError
 from student.distributed import World, whole
 
 STATE_VERSION = 2
+LEAVING_SECONDS = 5.0
+"""How long a run that was killed may take to be gone."""
+
+
+@contextmanager
+def alone(output: Path) -> Iterator[None]:
+    """While entered, no other run enters this directory; a run that is killed has left it.
+
+    Raises ConfigError while another one is there. File systems without locks let all in.
+    """
+    output.mkdir(parents=True, exist_ok=True)
+    with (output / "lock").open("a+") as file:
+        give_up = time.monotonic() + LEAVING_SECONDS
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > give_up:
+                    file.seek(0)
+                    raise ConfigError(
+                        f"another run trains into {output} ({file.read()}): wait for it, stop it, or choose "
+                        "another output"
+                    ) from None
+                time.sleep(0.1)
+            except OSError:
+                break
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {platform.node()}")
+        file.flush()
+        yield
 
 
 @dataclass(frozen=True)

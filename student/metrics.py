@@ -6,16 +6,18 @@ import dataclasses
 import json
 import os
 from pathlib import Path
+from types import TracebackType
 
 from student import trackers
 from student.config import TrainConfig
-from student.events import Event
+from student.events import Event, Failed
 
 
 class Metrics:
     """Appends events to `metrics.jsonl` of the run's output, and tells the trackers their numbers.
 
     step: where the run goes on. What an interrupted run told of later steps happens again and is removed.
+    Left with an exception, or after an event Failed, the run counts as failed for the trackers.
     Raises ConfigError for a tracker that is asked for and not installed.
     """
 
@@ -29,9 +31,21 @@ class Metrics:
         os.replace(beside, path)
         self._trackers = [trackers.MAKERS[name](config, directory, step) for name in config.trackers]
         self._file = path.open("a", buffering=1)
+        self._failed = False
+
+    def __enter__(self) -> Metrics:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._file.close()
+        for tracker in self._trackers:
+            tracker.close(self._failed or kind is not None)
 
     def write(self, event: Event) -> None:
         """Keep it. On disk at once, so that a killed run has told what it did."""
+        self._failed = self._failed or isinstance(event, Failed)
         data = {"event": type(event).__name__.lower(), **dataclasses.asdict(event)}
         self._file.write(json.dumps(data, default=str) + "\n")
         numbers = {
@@ -41,12 +55,6 @@ class Metrics:
         }
         for tracker in self._trackers if numbers else ():
             tracker.tell(numbers, event.step)
-
-    def close(self) -> None:
-        """Nothing more comes."""
-        self._file.close()
-        for tracker in self._trackers:
-            tracker.close()
 
 
 def _lines(path: Path) -> list[str]:

@@ -22,8 +22,8 @@ class Tracker(Protocol):
         """Numbers by name, of after that step."""
         ...
 
-    def close(self) -> None:
-        """Nothing more comes."""
+    def close(self, failed: bool) -> None:
+        """Nothing more comes. failed: the run has not come to its end."""
         ...
 
 
@@ -38,7 +38,7 @@ class TensorBoard:
         for name, value in numbers.items():
             self._writer.add_scalar(name, value, step)
 
-    def close(self) -> None:
+    def close(self, failed: bool) -> None:
         self._writer.close()
 
 
@@ -61,8 +61,8 @@ class MLflow:
     def tell(self, numbers: Mapping[str, float], step: int) -> None:
         self._mlflow.log_metrics(dict(numbers), step=step, run_id=self._id)
 
-    def close(self) -> None:
-        self._mlflow.end_run()
+    def close(self, failed: bool) -> None:
+        self._mlflow.end_run("FAILED" if failed else "FINISHED")
 
 
 class WeightsAndBiases:
@@ -85,8 +85,8 @@ class WeightsAndBiases:
     def tell(self, numbers: Mapping[str, float], step: int) -> None:
         self._run.log(dict(numbers), step=step)
 
-    def close(self) -> None:
-        self._run.finish()
+    def close(self, failed: bool) -> None:
+        self._run.finish(exit_code=int(failed))
 
 
 MAKERS: dict[str, Callable[[TrainConfig, Path, int], Tracker]] = {

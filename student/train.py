@@ -11,6 +11,7 @@ import contextlib
 import os
 import time
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -20,6 +21,7 @@ from pipeline.targets.errors import ConfigError, DecantError
 from pipeline.targets.plausibility import check
 from student import flops, optimizer
 from student.cache import Cache
+from student.checkpoint import alone
 from student.config import OWN, TrainConfig
 from student.data import Batch, TargetReader
 from student.distributed import World, joined
@@ -35,8 +37,8 @@ def train(config: TrainConfig, records: Records | None = None) -> Iterator[Event
     Checkpoints are in `output`/checkpoints (`last`, `best`), every event in `output`/metrics.jsonl. Under
     torchrun every rank iterates; only rank 0 gets events and writes. records: how to read the corpus, for a
     store that keeps a ledger of views instead of inputs.
-    Raises UserError and its kin for what cannot be trained so, CorruptShard, and DecantError for a loss that
-    diverges.
+    Raises UserError and its kin for what cannot be trained so, or while another run trains into `output`;
+    CorruptShard; and DecantError for a loss that diverges.
     """
     with contextlib.closing(train_together([config], records)) as events:  # type: ignore[type-var]
         for _, event in events:
@@ -53,18 +55,20 @@ def train_together(
     and ends as `train` would have ended; one that diverges has Failed, and the others go on. Raises as
     `train`, and ConfigError for students that cannot share.
     """
-    first = configs[0]
+    first, *others = configs
+    for name in sorted(TrainConfig.model_fields.keys() - OWN):
+        if any(getattr(other, name) != getattr(first, name) for other in others):
+            raise ConfigError(f"students that are trained together must have the same {name}")
     with joined(first.device) as world, _determinism(first.deterministic):
-        run = _Run(configs, world, records)
         if world.rank > 0:
-            for _ in run.events():
+            for _ in _Run(configs, world, records).events():
                 pass
             return
         with contextlib.ExitStack() as stack:
-            metrics = [
-                stack.enter_context(contextlib.closing(Metrics(learner.config, learner.step)))
-                for learner in run.learners
-            ]
+            for config in configs:
+                stack.enter_context(alone(Path(config.output)))
+            run = _Run(configs, world, records)
+            metrics = [stack.enter_context(Metrics(learner.config, learner.step)) for learner in run.learners]
             for number, event in run.events():
                 metrics[number].write(event)
                 yield number, event
@@ -81,10 +85,6 @@ class _Run:
                 f"batch_rows {config.batch_rows} is no multiple of accumulation {config.accumulation} times "
                 f"{world.size} ranks"
             )
-        for other in configs[1:]:
-            for name in sorted(TrainConfig.model_fields.keys() - OWN):
-                if getattr(other, name) != getattr(config, name):
-                    raise ConfigError(f"students that are trained together must have the same {name}")
         # Of students with hard labels alone no targets are read.
         self.heads = sorted({each.head for each in configs if each.loss.kind != "hard"})
         self.reader = self._reader("train")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from pathlib import Path
 from typing import Any
@@ -10,10 +11,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from pipeline.targets.errors import DecantError
 from student.data import TargetReader
 from student.events import Checked, Evaluated, Event, Finished, Started, Step
 from student.optimizer import learning_rate
 from student.student import restore
+from student.trackers import MAKERS
 from student.train import train
 from tests.student.runs import configured, lines, same, weights
 
@@ -232,3 +235,26 @@ def test_tensorboard_gets_the_curves(token_store: Any, tmp_path: Path) -> None:
     board = accumulator.EventAccumulator(str(tmp_path / "run" / "tensorboard")).Reload()
     assert [point.step for point in board.Scalars("step/loss")] == [3, 6, 9, 12]
     assert [point.step for point in board.Scalars("evaluated/hard_loss")] == [5, 10, 12]
+
+
+@pytest.mark.parametrize(("ending", "failed"), [("finished", False), ("stopped", True), ("diverged", True)])
+def test_trackers_are_told_how_a_run_ended(
+    token_store: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ending: str, failed: bool
+) -> None:
+    told: list[bool] = []
+
+    class Recorder:
+        def tell(self, numbers: Any, step: int) -> None:
+            pass
+
+        def close(self, failed: bool) -> None:
+            told.append(failed)
+
+    monkeypatch.setitem(MAKERS, "tensorboard", lambda *_: Recorder())
+    diverging = {"learning_rate": 1e30, "clip_norm": None, "warmup_steps": 0} if ending == "diverged" else {}
+    config = configured(token_store(), tmp_path / "run", trackers=["tensorboard"], **diverging)
+    with contextlib.suppress(DecantError), contextlib.closing(train(config)) as events:  # type: ignore[type-var]
+        for event in events:
+            if ending == "stopped" and isinstance(event, Step):
+                break
+    assert told == [failed]

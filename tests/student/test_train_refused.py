@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 from pathlib import Path
 from typing import Any
 
@@ -118,3 +120,17 @@ def test_labels_that_are_no_classes_are_refused_before_the_first_step(
     )
     with pytest.raises(CorruptShard, match=r"has the label 4, and the head logits has the classes 0 to 3"):
         next(e for e in train(config) if isinstance(e, Checked | Step))
+
+
+def test_two_runs_do_not_train_into_one_directory(
+    token_store: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("student.checkpoint.LEAVING_SECONDS", 0.2)
+    config = configured(token_store(), tmp_path / "run")
+    with contextlib.closing(train(config)) as events:  # type: ignore[type-var]
+        next(events)
+        with pytest.raises(
+            ConfigError, match=rf"another run .*run \(process {os.getpid()} on .+\)"
+        ):
+            next(train(config))
+    assert len(list(train(config))) > 3
