@@ -34,12 +34,12 @@ def test_one_that_is_not_installed_is_named_with_its_extra(
 
 
 def told_in_two_parts(name: str, config: TrainConfig) -> None:
-    """Steps 1 and 2, and then 3 by a run that goes on."""
+    """Steps 1 and 2 of a run that fails, and then 3 by one that goes on."""
     for step, steps in ((0, (1, 2)), (2, (3,))):
         tracker = MAKERS[name](config, Path(config.output), step)
         for number in steps:
             tracker.tell({"step/loss": number / 2}, number)
-        tracker.close(failed=False)
+        tracker.close(failed=step == 0)
 
 
 def test_mlflow_has_one_run_with_all_steps_and_no_credentials(
@@ -49,8 +49,13 @@ def test_mlflow_has_one_run_with_all_steps_and_no_credentials(
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"file://{tmp_path}/mlflow")
     monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")  # a database would need SQLAlchemy
     monkeypatch.chdir(tmp_path)
+    statuses: list[str] = []
+    end = mlflow.end_run
+    monkeypatch.setattr(mlflow, "end_run", lambda status: (statuses.append(status), end(status)))
     told_in_two_parts("mlflow", config)
+    assert statuses == ["FAILED", "FINISHED"]
     run = (Path(config.output) / "mlflow-run").read_text()
+    assert mlflow.MlflowClient().get_run(run).info.status == "FINISHED"
     history = mlflow.MlflowClient().get_metric_history(run, "step/loss")
     assert [(point.step, point.value) for point in history] == [(1, 0.5), (2, 1.0), (3, 1.5)]
     assert not any(b"not-for-others" in path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
