@@ -22,16 +22,10 @@ from pipeline.targets.codecs.base import Array, Encoded, ranges
 from pipeline.targets.decoded import Ints
 from pipeline.targets.id_map import IdMap
 from pipeline.targets.ragged import Ragged, offsets_of
-from pipeline.targets.spec import Head, Spec
+from pipeline.targets.spec import LABEL, TOKENS, Head, Spec
 from student.replay import Origin, Replayer
 from student.table import Table, decode
 from student.targets import TorchDense, TorchEmbedding, TorchTargets, to_torch
-
-TOKENS = "tokens"
-"""The input whose next items are the labels of a "next_token" head."""
-
-LABEL = "label"
-"""The input, if a store has it, that holds the label of a "single" head."""
 
 
 def has_labels(spec: Spec, head: str) -> bool:

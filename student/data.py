@@ -20,8 +20,6 @@ from pipeline.targets.replay import RECORDED, keeps_ledger, needs_replay
 from pipeline.targets.shards import shards_of
 from pipeline.targets.spec import Spec
 from pipeline.targets.store import Store
-from student.batch import LABEL as LABEL
-from student.batch import TOKENS as TOKENS
 from student.batch import Batch as Batch
 from student.batch import Collator
 from student.batch import has_labels as has_labels

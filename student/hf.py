@@ -23,10 +23,11 @@ from torch.utils.data import DataLoader, IterableDataset
 from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainerCallback
 
 from pipeline.targets.errors import ConfigError
+from pipeline.targets.spec import TOKENS
 from student.causal_lm import HalvedCausalLM, halved
 from student.checkpoint import read
 from student.config import LossConfig, SmallLM, TrainConfig, Transformers
-from student.data import TOKENS, Batch, Epoch, TargetReader
+from student.data import Batch, Epoch, TargetReader
 from student.losses import LinearLogits, distillation_loss
 from student.losses.rows import Logits
 from student.stream import Stream

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from pipeline.targets.errors import ConfigError
-from student.batch import TOKENS, Batch
+from pipeline.targets.spec import TOKENS
+from student.batch import Batch
 
 
 @dataclass(frozen=True)

@@ -11,13 +11,13 @@ from torch import nn
 from pipeline.targets.codecs import Sampled
 from pipeline.targets.errors import ConfigError, SpecMismatch
 from pipeline.targets.replay import RECORDED, replayed
-from pipeline.targets.spec import Spec
+from pipeline.targets.spec import LABEL, Spec
 from pipeline.targets.strict import nearest
 from student import models
 from student.causal_lm import CausalLM
 from student.checkpoint import read
 from student.config import TrainConfig
-from student.data import LABEL, Batch, has_labels, id_map
+from student.data import Batch, has_labels, id_map
 from student.losses.linear import LinearLogits
 from student.losses.rows import Logits
 

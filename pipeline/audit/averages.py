@@ -24,7 +24,7 @@ import numpy as np
 from pipeline.audit.values import Chunk, Floats, Ints, Noise, owners
 from pipeline.targets.codecs import Codec, Threshold
 from pipeline.targets.decoded import SparseTargets
-from pipeline.targets.plausibility import alarm
+from pipeline.targets.shift import alarm
 
 SMALL = 0.02
 """Border of head and tail for the statistics of a codec that has none."""

@@ -18,8 +18,9 @@ from pipeline.audit.averages import STATISTICS, Averages
 from pipeline.audit.values import DEEPEST, Chunk, Floats, Noise, compare, entries, softmax
 from pipeline.targets.codecs.base import take, uniforms
 from pipeline.targets.decoded import DenseTargets, SparseTargets, Targets
-from pipeline.targets.plausibility import DISTRIBUTIONS, Shift, ShiftTest, given_of, tokens_of
+from pipeline.targets.plausibility import given_of, tokens_of
 from pipeline.targets.rows import Rows
+from pipeline.targets.shift import DISTRIBUTIONS, Shift, ShiftTest
 from pipeline.targets.spec import Head
 from pipeline.teachers.logits import Logits
 

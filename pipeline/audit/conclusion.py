@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pipeline.audit.averages import Bias
 from pipeline.audit.comparison import HeadComparison
 from pipeline.audit.findings import Finding, Findings, Result
-from pipeline.targets.plausibility import Shift
+from pipeline.targets.shift import Shift
 
 
 def conclude(heads: list[HeadComparison], findings: Findings) -> list[Result]:

@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 
 from pipeline.audit.averages import Bias
 from pipeline.targets.commit import Commit
-from pipeline.targets.plausibility import FALSE_ALARM, Shift
 from pipeline.targets.rows import Rows
+from pipeline.targets.shift import FALSE_ALARM, Shift
 from pipeline.targets.spec import Head
 
 CHECKS = {

@@ -129,8 +129,6 @@ def test_two_runs_do_not_train_into_one_directory(
     config = configured(token_store(), tmp_path / "run")
     with contextlib.closing(train(config)) as events:  # type: ignore[type-var]
         next(events)
-        with pytest.raises(
-            ConfigError, match=rf"another run .*run \(process {os.getpid()} on .+\)"
-        ):
+        with pytest.raises(ConfigError, match=rf"another run .*run \(process {os.getpid()} on .+\)"):
             next(train(config))
     assert len(list(train(config))) > 3

@@ -15,16 +15,8 @@ from hypothesis import strategies as st
 from pipeline.targets.codecs import Codec, Dense, Embedding, Sampled, Threshold, TopK, TopP
 from pipeline.targets.decoded import DenseTargets, SparseTargets, TopKTargets, TopPTargets
 from pipeline.targets.errors import CorruptShard
-from pipeline.targets.plausibility import (
-    FALSE_ALARM,
-    SHARDS,
-    ShiftTest,
-    alarm,
-    check,
-    flaw,
-    label_shift,
-    log_likelihood,
-)
+from pipeline.targets.plausibility import SHARDS, check, flaw
+from pipeline.targets.shift import FALSE_ALARM, ShiftTest, alarm, label_shift, log_likelihood
 from pipeline.targets.store import Store
 
 CODECS: list[Codec] = [
