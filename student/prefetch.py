@@ -102,8 +102,8 @@ class Prefetch:
         depth: int,
         ahead: int,
     ) -> None:
-        self._blocks, self._loader, self._order, self._collate = blocks, loader, order, collate
         self._depth, self._ahead = depth, ahead
+        self._work = _Work(blocks, loader, order, collate)
 
     def run(self, spans: Iterator[Span], cuts: Iterable[Cut]) -> Iterator[tuple[Batch, Cut]]:
         """The batches of the cuts, in order. The cuts' pieces walk through the spans, the same objects.
@@ -111,91 +111,128 @@ class Prefetch:
         An exception arrives in the place of the batch that it is of.
         """
         keep_freed_memory()
-        loaders = ThreadPoolExecutor(LOADING, thread_name_prefix="decant-load")
-        makers = ThreadPoolExecutor(MAKING, thread_name_prefix="decant-batch")
-        loading: deque[tuple[Span, Future[_Ready]]] = deque()
-        making: deque[tuple[_Group, Future[_Made]]] = deque()
-        gate: Future[_Made] | None = None
-        group, together = _Group(), 1
+        with _Pass(self._work, spans, self._depth, self._ahead) as begun:
+            yield from begun.batches(cuts)
 
-        def begin() -> bool:
-            """Load the next span, if there is one."""
-            for span in spans:
-                parts = [loaders.submit(self._load, int(block), gate) for block in span.blocks]
-                loading.append((span, loaders.submit(self._gather, span, parts)))
-                return True
+
+class _Pass:
+    """One walk through spans, with its threads while it is entered."""
+
+    def __init__(self, work: _Work, spans: Iterator[Span], depth: int, ahead: int) -> None:
+        self._work, self._spans = work, spans
+        self._depth, self._ahead = depth, ahead
+        self._loaders = ThreadPoolExecutor(LOADING, thread_name_prefix="decant-load")
+        self._makers = ThreadPoolExecutor(MAKING, thread_name_prefix="decant-batch")
+        self._loading: deque[tuple[Span, Future[_Ready]]] = deque()
+        """The span in use, and those behind it."""
+        self._making: deque[tuple[_Group, Future[_Made]]] = deque()
+        self._group, self._together = _Group(), 1
+        """The group that is filled, and how many batches fill it."""
+        self._gate: Future[_Made] | None = None
+        """What has to be made before more is loaded."""
+
+    def __enter__(self) -> _Pass:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        # What waits in line is cancelled first, so that whoever waits for it goes on.
+        self._loaders.shutdown(wait=False, cancel_futures=True)
+        self._makers.shutdown(wait=True, cancel_futures=True)
+        self._loaders.shutdown(wait=True)
+
+    def batches(self, cuts: Iterable[Cut]) -> Iterator[tuple[Batch, Cut]]:
+        """See `Prefetch.run`."""
+        for cut in cuts:
+            pieces, left = self._pieces(cut)
+            alone = left or len(pieces) > 1
+            if alone:
+                self._make()
+            self._group.add(cut, pieces)
+            del pieces  # they keep windows in memory
+            if alone or len(self._group.cuts) >= self._together:
+                self._make()
+            if left:
+                self._gate = self._making[-1][1]
+            while len(self._loading) <= self._depth and self._begin():
+                pass
+            while self._enough():
+                yield from self._made()
+        self._make()
+        while self._making:
+            yield from self._made()
+
+    def _pieces(self, cut: Cut) -> tuple[list[tuple[Future[_Ready], int, int]], bool]:
+        """A cut's pieces of spans that are loaded or will be, and whether a span was left for them."""
+        pieces, left = [], False
+        for span, start, stop in cut.pieces:
+            while not self._loading or self._loading[0][0] is not span:
+                if self._loading:
+                    self._loading.popleft()
+                    left = True
+                else:
+                    self._begin()
+            pieces.append((self._loading[0][1], start, stop))
+        return pieces, left
+
+    def _begin(self) -> bool:
+        """Load the next span, if there is one."""
+        span = next(self._spans, None)
+        if span is None:
             return False
+        parts = [self._loaders.submit(self._work.load, int(block), self._gate) for block in span.blocks]
+        self._loading.append((span, self._loaders.submit(self._work.gather, span, parts)))
+        return True
 
-        def make() -> None:
-            """Make the group's batches, and begin another group."""
-            nonlocal group
-            if group.cuts:
-                making.append((group, makers.submit(self._make, group.pieces, group.sizes)))
-                group = _Group()
+    def _make(self) -> None:
+        """Make the group's batches, and begin another group."""
+        if self._group.cuts:
+            made = self._makers.submit(self._work.make, self._group.pieces, self._group.sizes)
+            self._making.append((self._group, made))
+            self._group = _Group()
 
-        def made() -> Iterator[tuple[Batch, Cut]]:
-            """The oldest group's batches. Later groups are larger, unless that would be too much."""
-            nonlocal together
-            oldest, future = making.popleft()
-            found = future.result()
-            if found.nbytes > TOGETHER_BYTES:
-                together = max(1, together // 2)
-            elif len(oldest.cuts) == together and 2 * found.nbytes <= TOGETHER_BYTES:
-                together = min(2 * together, TOGETHER)
-            for batch, cut in zip(found.batches, oldest.cuts, strict=True):
-                if isinstance(batch, Exception):
-                    raise batch
-                yield batch, cut
+    def _made(self) -> Iterator[tuple[Batch, Cut]]:
+        """The oldest group's batches. Later groups are larger, unless that would be too much."""
+        oldest, future = self._making.popleft()
+        found = future.result()
+        if found.nbytes > TOGETHER_BYTES:
+            self._together = max(1, self._together // 2)
+        elif len(oldest.cuts) == self._together and 2 * found.nbytes <= TOGETHER_BYTES:
+            self._together = min(2 * self._together, TOGETHER)
+        for batch, cut in zip(found.batches, oldest.cuts, strict=True):
+            if isinstance(batch, Exception):
+                raise batch
+            yield batch, cut
 
-        try:
-            for cut in cuts:
-                pieces, left = [], False
-                for span, start, stop in cut.pieces:
-                    while not loading or loading[0][0] is not span:
-                        if loading:
-                            loading.popleft()
-                            left = True
-                        else:
-                            begin()
-                    pieces.append((loading[0][1], start, stop))
-                if left or len(pieces) > 1:
-                    make()
-                group.add(cut, pieces)
-                if left or len(pieces) > 1 or len(group.cuts) >= together:
-                    make()
-                del pieces  # they keep windows in memory
-                if left:
-                    gate = making[-1][1]
-                while len(loading) <= self._depth and begin():
-                    pass
-                while self._enough(making):
-                    yield from made()
-            make()
-            while making:
-                yield from made()
-        finally:
-            # What waits in line is cancelled first, so that whoever waits for it goes on.
-            loaders.shutdown(wait=False, cancel_futures=True)
-            makers.shutdown(wait=True, cancel_futures=True)
-            loaders.shutdown(wait=True)
-
-    def _enough(self, making: deque[tuple[_Group, Future[_Made]]]) -> bool:
+    def _enough(self) -> bool:
         """Whether the oldest group can be taken, while those behind it keep the makers at work."""
+        making = self._making
         return len(making) > MAKING and sum(len(group.cuts) for group, _ in making) > self._ahead
 
-    def _load(self, block: int, gate: Future[_Made] | None) -> Loaded:
+
+class _Work:
+    """What the threads do."""
+
+    def __init__(
+        self, blocks: Blocks, loader: Loader, order: Callable[[Span, Window], Ints], collate: Collator
+    ) -> None:
+        self._blocks, self._loader, self._order, self._collate = blocks, loader, order, collate
+
+    def load(self, block: int, gate: Future[_Made] | None) -> Loaded:
+        """A block, once the batches before the gate are made."""
         if gate is not None:
             gate.exception()  # whatever it is, it is told in its own place
         return self._loader.load(self._blocks[block])
 
-    def _gather(self, span: Span, parts: Sequence[Future[Loaded]]) -> _Ready:
+    def gather(self, span: Span, parts: Sequence[Future[Loaded]]) -> _Ready:
+        """A span's blocks as a window."""
         loaded = [part.result() for part in parts]
         window = Window([each.table for each in loaded])
         return _Ready(
             window, self._order(span, window), [origin for each in loaded for origin in each.origins]
         )
 
-    def _make(self, pieces: list[tuple[Future[_Ready], int, int]], sizes: Sequence[int]) -> _Made:
+    def make(self, pieces: list[tuple[Future[_Ready], int, int]], sizes: Sequence[int]) -> _Made:
+        """Batches of so many rows out of the pieces, which are emptied."""
         try:
             table, origins = self._taken(pieces)
         except Exception as error:  # noqa: BLE001 - told to whoever takes the first of the batches
