@@ -8,6 +8,8 @@ import signal
 from collections.abc import Callable
 from typing import Any
 
+import pytest
+
 from jobs.logs import EventLog
 from pipeline.targets.store import Store
 from tests.jobs.test_progress import EVENTS, UNIT
@@ -66,6 +68,7 @@ def test_a_mistake_and_a_failure_are_lines_too_and_keep_their_exit_codes(
     assert "nowhere" in line["error"]
 
 
+@pytest.mark.slow
 def test_a_signal_is_a_line_and_the_end_says_stopped(small_job: Any) -> None:
     for number in range(10):
         (small_job.folder / "corpus" / f"{number:02}.txt").write_text("The owl flies at night. " * 16)

@@ -177,13 +177,14 @@ def until(happened: Callable[[], bool], process: subprocess.Popen[str]) -> None:
         time.sleep(0.02)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("engine", "signals", "code"),
     [
         ("local", [signal.SIGTERM], 1),
         ("local", [signal.SIGINT, signal.SIGINT], 130),
-        pytest.param("ray", [signal.SIGTERM], 1, marks=pytest.mark.slow),
-        pytest.param("ray", [signal.SIGINT, signal.SIGINT], 130, marks=pytest.mark.slow),
+        ("ray", [signal.SIGTERM], 1),
+        ("ray", [signal.SIGINT, signal.SIGINT], 130),
     ],
 )
 def test_a_stopped_run_says_what_is_left_and_the_same_command_finishes_it(

@@ -216,6 +216,7 @@ def test_repair_names_what_it_cannot_label_again(labelled: Any, decant: Decant) 
     assert "no longer the one that was planned" in result.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["join", "average"])
 def test_two_stores_are_merged(labelled: Any, decant: Decant, mode: str) -> None:
     job = str(labelled.file)

@@ -27,6 +27,7 @@ def files(tmp_path: Path, url: str, grid: Any, **changes: Any) -> tuple[Path, Pa
     return job, table
 
 
+@pytest.mark.slow
 def test_every_student_is_the_one_that_would_be_trained_alone(
     token_store: Any, decant: Any, tmp_path: Path
 ) -> None:

@@ -22,6 +22,7 @@ from pipeline.targets.store import Store
 Decant = Callable[..., Any]
 
 
+@pytest.mark.slow
 def test_a_running_job_is_followed_to_its_end(small_job: Any, decant: Decant) -> None:
     small_job.settings["teacher"]["seconds_per_view"] = 0.02
     (small_job.folder / "corpus" / "broken.txt").write_bytes(b"\xff\xfe\xfa not a text")

@@ -151,6 +151,7 @@ def test_a_job_that_goes_on_takes_the_stores_books(
     assert again.verify().problems == ()
 
 
+@pytest.mark.slow
 def test_of_two_drivers_that_begin_at_once_both_have_the_books_of_the_first(make: MakeJob) -> None:
     first: list[Store] = []
     second = prepare(make(), lambda found: first.append(prepare(make(pilot=400))))

@@ -44,6 +44,7 @@ def answer_of(lengths: list[int], bad: set[int] = frozenset()) -> Answer:  # typ
     return Answer(part, {"logits": Given(logits)}, 0.0, lambda: 0.5)
 
 
+@pytest.mark.slow
 @settings(max_examples=60)
 @given(
     lengths=st.lists(st.integers(2, 9), min_size=1, max_size=12),

@@ -100,6 +100,7 @@ def test_a_unit_labelled_again_has_the_same_bytes(make_job: MakeJob) -> None:
         assert commit.histograms == ours[commit.unit].histograms
 
 
+@pytest.mark.slow
 @settings(max_examples=6, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(budget=st.integers(1, 600), window=st.integers(1, 200), prefetch=st.integers(1, 3))
 def test_how_views_are_batched_changes_no_byte(

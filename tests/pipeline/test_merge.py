@@ -57,6 +57,7 @@ def pair(make_job: MakeJob) -> Callable[..., dict[str, Store]]:
     return make
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("unit_bytes", [2000, 700])
 def test_a_join_has_every_target_of_both_beside_the_same_tokens(
     pair: Any, tmp_path: Path, unit_bytes: int
@@ -79,6 +80,7 @@ def test_a_join_has_every_target_of_both_beside_the_same_tokens(
     assert Store.open(done.store.url).spec.fingerprint == done.store.spec.fingerprint
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("container", ["parquet", "webdataset", "zarr"])
 @pytest.mark.parametrize("mode", ["join", "average"])
 def test_a_merge_has_the_container_of_its_first_store_unless_another_is_named(
@@ -103,6 +105,7 @@ def test_a_merge_has_the_container_of_its_first_store_unless_another_is_named(
     assert plain.spec.container == "parquet"
 
 
+@pytest.mark.slow
 def test_a_join_of_single_and_token_heads_keeps_the_tokens_counts(make_job: MakeJob, tmp_path: Path) -> None:
     whole = label(make_job(store="one", teacher={"positions": "single"}, heads={"logits": DENSE}))
     tokens = label(make_job(store="each"))
@@ -192,6 +195,7 @@ def test_an_average_of_sampled_stores_is_unbiased(pair: Any, tmp_path: Path) -> 
     assert abs(rare.sum()) < 5 * np.sqrt((rare**2).sum())
 
 
+@pytest.mark.slow
 def test_teachers_that_pad_their_logits_differently_are_averaged(make_job: MakeJob, tmp_path: Path) -> None:
     stores = {
         name: label(make_job(store=name, heads={"logits": DENSE}, teacher={"size": size}))
@@ -202,6 +206,7 @@ def test_teachers_that_pad_their_logits_differently_are_averaged(make_job: MakeJ
     assert (spec.head("logits").size, spec.vocabulary.size, spec.vocabulary.padded_size) == (91, 91, 96)
 
 
+@pytest.mark.slow
 def test_what_was_merged_stays_and_what_comes_later_is_added(
     pair: Any, make_job: MakeJob, tmp_path: Path
 ) -> None:
@@ -218,6 +223,7 @@ def test_what_was_merged_stays_and_what_comes_later_is_added(
     assert merge(url, stores, "join").units == 0
 
 
+@pytest.mark.slow
 def test_merging_again_elsewhere_gives_the_same_bytes(pair: Any, tmp_path: Path) -> None:
     stores = pair(THRESHOLD, THRESHOLD)
     both = [merge(str(tmp_path / name), stores, "average").store for name in ("x", "y")]
@@ -225,6 +231,7 @@ def test_merging_again_elsewhere_gives_the_same_bytes(pair: Any, tmp_path: Path)
     assert ours == theirs
 
 
+@pytest.mark.slow
 def test_the_destination_draws_other_numbers_than_its_sources(pair: Any, tmp_path: Path) -> None:
     stores = pair(THRESHOLD, THRESHOLD)
     done = merge(str(tmp_path / "mean"), stores, "average")

@@ -46,6 +46,7 @@ CODECS: list[Codec] = [
 INPUTS = (Input("tokens", "<u2", (None,)),)
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=60)
 @given(
     codec=st.sampled_from(CODECS),
@@ -173,6 +174,7 @@ def test_audit_and_pilot_see_what_is_stored(make: Any) -> None:
     assert points[0] == points[1] == points[2]
 
 
+@pytest.mark.slow
 def test_an_ensemble_of_one_tokenizer_and_two_widths_is_labelled_and_audited(
     make: Any, teachers: Path, tmp_path: Path
 ) -> None:
@@ -191,6 +193,7 @@ def test_an_ensemble_of_one_tokenizer_and_two_widths_is_labelled_and_audited(
         assert audit(job, rows=20).findings == ()
 
 
+@pytest.mark.slow
 def test_a_store_from_before_logits_were_cut_is_gone_on_with_repaired_and_audited(make: Any) -> None:
     job = make("zero", {"kind": "dense"})
     spec = declared(job)

@@ -44,6 +44,7 @@ def test_an_error_is_kept_to_with_as_few_bytes_as_it_takes(pilot: Pilot) -> None
     assert pilot.measure(Threshold(codec.threshold * 1.2)).fidelity.error > 0.02
 
 
+@pytest.mark.slow
 def test_the_bytes_it_predicts_are_those_that_labelling_writes(make_job: MakeJob) -> None:
     texts = {f"{i}.txt": " ".join(f"w{(i * 7 + j * 5) % 90}" for j in range(4000)) for i in range(4)}
     job = make_job(texts, unit_bytes=10**6)

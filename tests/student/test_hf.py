@@ -181,6 +181,7 @@ def keys_of(batches: Iterable[Batch]) -> list[str]:
     return [key for batch in batches for key in batch.keys]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_resumed_transformers_run_goes_on_at_the_same_row(
     token_store: Any, tmp_path: Path, workers: int
@@ -214,6 +215,7 @@ class PlainTrainer(Trainer):  # type: ignore[misc]
         return sparse_cross_entropy(logits, batch.targets["logits"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("workers", "skips"), [(0, True), (2, False)])
 def test_the_librarys_own_trainer_reads_every_row_in_its_order_and_resumes_at_the_next(
     token_store: Any, tmp_path: Path, workers: int, skips: bool

@@ -27,9 +27,10 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 
 from student.lightning import ReaderState
 
-pytestmark = pytest.mark.filterwarnings(
-    "ignore::UserWarning", "ignore::FutureWarning", "ignore::DeprecationWarning"
-)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning", "ignore::DeprecationWarning"),
+]
 
 
 class Bigram(LightningModule):

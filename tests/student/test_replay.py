@@ -71,6 +71,7 @@ def assert_same(ours: Batch, theirs: Batch) -> None:
     assert torch.equal(ours_targets.logits, theirs_targets.logits)  # type: ignore[union-attr]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("container", "kind", "name"),
     [
@@ -142,6 +143,7 @@ def test_the_teacher_says_of_a_replayed_view_what_is_stored(label: MakeStore) ->
         torch.testing.assert_close(teacher(image=batch.inputs["image"]), logits)
 
 
+@pytest.mark.slow
 def test_a_student_learns_from_the_corpus_what_it_learns_from_stored_inputs(
     label: MakeStore, tmp_path: Path
 ) -> None:

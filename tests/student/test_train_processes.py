@@ -108,6 +108,7 @@ def told(output: Path, event: str) -> list[dict[str, Any]]:
     return [line for line in lines if line["event"] == event]
 
 
+@pytest.mark.slow
 def test_gradients_on_two_ranks_are_those_on_one(token_store: Any, tmp_path: Path) -> None:
     """SGD without momentum, at learning rate 1: the weights are the gradients. The ranks' rows have different
     numbers of targets, so averaging the ranks' means would not do. Held-out rows are the average's to judge,

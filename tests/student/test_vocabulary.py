@@ -113,6 +113,7 @@ def gradients(model: Bigram, batch: Batch) -> float:
     return loss.item()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["permuted", "wider", "permuted superset"])
 @pytest.mark.parametrize("head", HEADS)
 def test_loss_and_gradient_are_those_of_the_stores_tokenizer_with_the_weights_in_another_order(
@@ -261,6 +262,7 @@ def test_a_loss_of_every_logit_is_refused_for_tokens_that_the_teacher_has_none_o
     list(train(configured(url, tmp_path / "b", vocabulary=permuted, loss=loss, learning_rate=1e-4)))
 
 
+@pytest.mark.slow
 def test_a_student_whose_logits_are_padded_is_trained_on_the_others_if_its_tokenizer_is_known(
     label: Label, students: dict[str, str], store_tokenizer: str, tmp_path: Path
 ) -> None:

@@ -19,6 +19,7 @@ from tests.jobs.recipes.data import write_cifar10
 from tests.real_data import real_data
 
 
+@pytest.mark.slow
 def test_one_command_labels_trains_measures_and_draws(decant: Callable[..., Any], tmp_path: Path) -> None:
     write_cifar10(tmp_path / "data")
     result = decant(

@@ -71,6 +71,7 @@ def test_the_search_finds_text_and_keys_and_counts_them(
     assert page.locator(".hit").count() == 0
 
 
+@pytest.mark.slow
 def test_a_thousand_rows_are_drawn_only_where_one_looks(
     tmp_path: Path, tokenizer: Any, open_page: Callable[..., Any]
 ) -> None:

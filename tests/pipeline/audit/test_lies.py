@@ -20,6 +20,7 @@ from tests.pipeline.audit.stores import CODECS, checks, copy_of, first, label, s
 from tests.pipeline.tiny_llama import SENTENCES
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("codec", CODECS)
 def test_a_teacher_with_one_changed_layer_is_found(
     make: Any, changed_teacher: Path, tmp_path: Path, codec: str
@@ -148,6 +149,7 @@ def tempered(rows: Rows, by: float, seed: int) -> Rows:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("temper", "biased"), [(1.0, False), (1.03, True)])
 def test_bias_is_told_from_chance_though_no_byte_is_as_expected(
     make: Any, tmp_path: Path, temper: float, biased: bool

@@ -273,6 +273,7 @@ def test_a_unit_that_kills_its_replica_once_is_labelled_by_the_next(
     assert sum(isinstance(event, ReplicaLost) for event in events) == 1
 
 
+@pytest.mark.slow
 def test_a_replica_killed_from_outside_loses_nothing(on_ray: Engine, make_job: MakeJob, whole: Whole) -> None:
     job = make_job(label=small(max=2, min=2), teacher={"seconds_per_view": 0.02})
     store = prepare(job)

@@ -101,6 +101,7 @@ class Killer:
             threading.Timer(self._seconds, os.kill, (self.pids[0], self._number)).start()
 
 
+@pytest.mark.slow
 def test_a_preprocessing_actor_that_is_killed_loses_and_doubles_nothing_and_is_replaced(
     make_job: MakeJob, whole: Whole, alone: Contents
 ) -> None:

@@ -74,10 +74,8 @@ def finished(store: Store, kit: Any) -> None:
     assert {name: files.count(name) for name in set(files)} == expected
 
 
-# The steps are the storage's; containers differ in none.
-@pytest.mark.parametrize(
-    "container", [pytest.param(c, marks=pytest.mark.slow if c != "parquet" else ()) for c in CONTAINERS]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("container", CONTAINERS)
 def test_killed_at_any_step_nothing_is_lost_or_doubled(tmp_path: Path, kit: Any) -> None:
     number, ran_through = 0, False
     while not ran_through:
@@ -103,7 +101,8 @@ def test_killed_at_any_step_nothing_is_lost_or_doubled(tmp_path: Path, kit: Any)
     assert number > 30
 
 
-@pytest.mark.parametrize("container", [pytest.param("webdataset", marks=pytest.mark.slow), "zarr"])
+@pytest.mark.slow
+@pytest.mark.parametrize("container", ["webdataset", "zarr"])
 def test_a_conversion_killed_at_any_step_is_finished_by_the_next(
     tmp_path: Path, kit: Any, container: str
 ) -> None:

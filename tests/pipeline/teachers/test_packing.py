@@ -152,6 +152,7 @@ def label_all(job: LabelJob) -> Rows:
     return Rows.concatenate([rows for commit in commits if commit for rows in store.read(commit)])
 
 
+@pytest.mark.slow
 def test_a_packed_store_is_the_unpacked_one_up_to_rounding(
     make_job: Callable[..., LabelJob], load: Callable[[str], CausalLMTeacher], tmp_path_factory: Any
 ) -> None:
