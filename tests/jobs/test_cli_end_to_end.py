@@ -22,6 +22,7 @@ def tiny_llama(tmp_path: Path) -> Path:
     return path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("container", ["webdataset", "zarr"])
 def test_a_job_names_its_container_and_a_store_is_converted_into_another(
     small_job: Any, decant: Decant, container: str
@@ -160,6 +161,7 @@ def test_classes_are_labelled_and_shown_with_their_probabilities(tmp_path: Path,
     assert decant(tmp_path, "train", "job.yaml").exit_code == 0
 
 
+@pytest.mark.slow
 def test_a_budget_becomes_a_threshold_a_table_and_a_picture(small_job: Any, decant: Decant) -> None:
     job, folder = str(small_job.file), small_job.folder
     wanted = ("--budget", "12B/token", "--pilot", "300", "--plot", "pilot.svg", "--price", "2")

@@ -36,6 +36,7 @@ def scraped(url: str) -> dict[str, float]:
     }
 
 
+@pytest.mark.slow
 def test_a_running_job_is_scraped(small_job: Any) -> None:
     for number in range(6):
         (small_job.folder / "corpus" / f"{number:02}.txt").write_text("The owl flies at night. " * 16)

@@ -72,6 +72,7 @@ def test_a_window_that_the_teacher_fails_on_changes_nothing() -> None:
     assert found(Clocked(0.001, 0.0, poison=True), views=64, budget=4) == 4
 
 
+@pytest.mark.slow
 def test_a_job_labels_the_same_with_a_budget_that_is_found(make_job: Any) -> None:
     stores = []
     for name, find in (("given", False), ("found", True)):

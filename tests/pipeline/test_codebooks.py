@@ -160,6 +160,7 @@ def test_of_two_drivers_that_begin_at_once_both_have_the_books_of_the_first(make
     assert second.spec.fingerprint == first[0].spec.fingerprint
 
 
+@pytest.mark.slow
 def test_they_follow_from_the_job_and_its_seed(make: MakeJob) -> None:
     first, same, other = (
         books(prepare(make(store=name, seed=seed))) for name, seed in (("a", 0), ("b", 0), ("c", 1))

@@ -52,6 +52,7 @@ def test_error_and_angle_are_those_of_the_dense_gradients(seed: int, scale: floa
     assert math.cos(math.radians(said.angle)) == pytest.approx(cosine, abs=1e-5)
 
 
+@pytest.mark.slow
 def test_what_is_unbiased_puts_nothing_in_the_wrong_place_and_truncation_does() -> None:
     logits = np.tile(-1.2 * np.log(np.arange(1, 301)), (3000, 1)).astype(np.float32)
     unbiased, *_ = compared(Threshold(0.05), logits, 0)

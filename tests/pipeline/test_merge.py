@@ -152,6 +152,7 @@ def test_a_row_without_its_partner_or_with_other_inputs_goes_to_quarantine(pair:
     assert by_name(rows_of(done.store)).keys() == by_name(rows_of(stores["a"])).keys() - found.keys()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("average", ["logits", "probabilities"])
 def test_an_average_of_dense_stores_is_that_of_the_teachers(pair: Any, tmp_path: Path, average: Any) -> None:
     stores = pair(DENSE, DENSE)
@@ -168,6 +169,7 @@ def test_an_average_of_dense_stores_is_that_of_the_teachers(pair: Any, tmp_path:
         np.testing.assert_allclose(np.exp(mean.logits), (p[0] + p[1]) / 2, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_an_average_of_sampled_stores_is_unbiased(pair: Any, tmp_path: Path) -> None:
     stores = pair(THRESHOLD, THRESHOLD)
     done = merge(str(tmp_path / "mean"), stores, "average")

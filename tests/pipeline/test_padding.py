@@ -147,6 +147,7 @@ def columns(store: Store) -> dict[str, list[Any]]:
     return dict(table.to_pydict())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("codec", [{"kind": "threshold", "threshold": 0.05}, {"kind": "dense"}])
 def test_a_models_padded_embedding_changes_nothing_in_the_store(make: Any, codec: Any) -> None:
     """Nor does it keep the model's hidden states from being used in place of its logits."""

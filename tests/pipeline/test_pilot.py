@@ -38,6 +38,7 @@ def test_a_budget_is_kept_to_and_used_up(pilot: Pilot) -> None:
     assert pilot.bytes_per_target(Threshold(codec.threshold * 0.9)) > 12.0
 
 
+@pytest.mark.slow
 def test_an_error_is_kept_to_with_as_few_bytes_as_it_takes(pilot: Pilot) -> None:
     codec = pilot.threshold_of_error(0.02)
     assert pilot.measure(codec).fidelity.error <= 0.02

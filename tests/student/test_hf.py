@@ -70,6 +70,7 @@ def ours(url: str, output: Path, **changes: Any) -> TrainConfig:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("accumulation", [1, 2])
 def test_transformers_trainer_ends_where_ours_does(
     token_store: Any, tmp_path: Path, accumulation: int

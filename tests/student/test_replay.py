@@ -99,6 +99,7 @@ def test_batches_from_the_corpus_are_those_of_stored_inputs_to_the_bit(
     assert count == replayed.rows
 
 
+@pytest.mark.slow
 def test_labels_are_stored_whether_images_are_or_not(tmp_path: Path) -> None:
     corpus = tmp_path / "images.parquet"
     images, labels = [encoded(picture(i, 12, 11)) for i in range(RECORDS)], [i % 4 for i in range(RECORDS)]
@@ -122,6 +123,7 @@ def test_labels_are_stored_whether_images_are_or_not(tmp_path: Path) -> None:
         assert found.tolist() == [int(key.partition("#")[2]) % 4 for key in ours.keys]
 
 
+@pytest.mark.slow
 def test_of_images_with_texts_tokens_are_stored_and_pixels_replayed(tmp_path: Path) -> None:
     job, omitted = captioned(tmp_path, "omit")
     _, embedded = captioned(tmp_path, "embed")

@@ -89,6 +89,7 @@ def test_a_small_language_model_learns_from_the_captions_targets(
     assert "trained 20 steps" in said
 
 
+@pytest.mark.slow
 def test_vectors_of_two_towers_are_read_back_and_taught_to_a_small_network(
     run: Callable[..., Any], tmp_path: Path
 ) -> None:

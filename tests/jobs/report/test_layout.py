@@ -7,6 +7,8 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from tests.jobs.report.reading import written
 from tests.jobs.report.runs import crowded, digits_leg
 
@@ -37,6 +39,7 @@ return outcomes;
 }"""
 
 
+@pytest.mark.slow
 def test_a_browser_shows_it_without_overlaps_or_requests_on_any_screen(
     tmp_path: Path, usual: Path, open_page: Callable[..., Any]
 ) -> None:

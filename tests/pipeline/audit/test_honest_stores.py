@@ -92,6 +92,7 @@ def test_vectors_are_compared_up_to_their_rounding(dtype: Any) -> None:
         assert [verdict.at for verdict in verdicts if verdict.reason] == wrong
 
 
+@pytest.mark.slow
 def test_a_store_labelled_in_other_batches_and_in_half_precision_passes(make: Any) -> None:
     job = make()
     half = job.model_copy(update={"teacher": job.teacher.model_copy(update={"dtype": "bfloat16"})})

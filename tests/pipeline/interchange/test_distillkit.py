@@ -81,6 +81,7 @@ def captures(draw: st.DrawFn) -> tuple[dict[str, Any], list[dict[str, Any]], lis
     return config, rows, expected
 
 
+@pytest.mark.slow
 @settings(max_examples=60)
 @given(captures())
 def test_every_configuration_is_read_as_it_was_written(import_anywhere: Any, capture: Any) -> None:

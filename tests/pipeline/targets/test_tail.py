@@ -103,6 +103,7 @@ def test_torch_interpolates_as_numpy_does(seed: int, temperature: float) -> None
             np.testing.assert_allclose(ours, theirs.numpy(), rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_five_betas_hold_a_long_tail_to_three_hundredths_of_a_nat() -> None:
     """What docs/codecs.md says; what can be proven of it, convexity's bound, is ten times wider."""
     logits = zipf(50_000)

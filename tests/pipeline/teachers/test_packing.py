@@ -83,6 +83,7 @@ def said(answer: Mapping[str, torch.Tensor | Logits]) -> torch.Tensor:
     return as_logits(answer["logits"]).whole()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["llama", "qwen", "gpt2", "sliding"])
 @settings(deadline=None, max_examples=12)
 @given(

@@ -35,6 +35,7 @@ def divergence(
     return total
 
 
+@pytest.mark.slow
 @settings(max_examples=25)
 @given(seed=st.integers(0, 10_000), count=st.integers(1, 3), likeliest=st.integers(1, 3))
 def test_the_combination_is_the_papers_minimum(seed: int, count: int, likeliest: int) -> None:

@@ -44,6 +44,7 @@ def test_each_unit_is_told_once_with_what_its_record_says(store: Store, place: P
     assert follower.committed == 5
 
 
+@pytest.mark.slow
 def test_a_look_is_bounded_and_the_next_ones_see_the_rest(
     store: Store, place: Place, kit: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
