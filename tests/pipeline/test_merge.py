@@ -115,6 +115,7 @@ def test_a_join_of_single_and_token_heads_keeps_the_tokens_counts(make_job: Make
     np.testing.assert_array_equal(rows_of(done.store).targets, rows_of(tokens).targets)
 
 
+@pytest.mark.slow
 def test_a_row_without_its_partner_or_with_other_inputs_goes_to_quarantine(pair: Any, tmp_path: Path) -> None:
     stores = pair()
     thinned = Store.create(str(tmp_path / "thinned"), stores["b"].spec)
@@ -240,6 +241,7 @@ def test_the_destination_draws_other_numbers_than_its_sources(pair: Any, tmp_pat
     assert done.store.spec.seed not in {store.spec.seed for store in stores.values()}
 
 
+@pytest.mark.slow
 def test_what_cannot_be_merged_is_refused_with_the_reason(
     pair: Any, make_job: MakeJob, tmp_path: Path
 ) -> None:

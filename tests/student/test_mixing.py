@@ -36,6 +36,7 @@ def keys_of(batches: Iterable[Batch]) -> list[str]:
     return [key for batch in batches for key in batch.keys]
 
 
+@pytest.mark.slow
 @settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     weights=st.lists(st.floats(0.1, 10) | st.integers(1, 3), min_size=1, max_size=3),

@@ -169,6 +169,7 @@ def configured(url: str, output: Path, **changes: Any) -> TrainConfig:
     )
 
 
+@pytest.mark.slow
 def test_a_student_is_trained_through_the_map_and_restored(
     label: Label, students: dict[str, str], store_tokenizer: str, tmp_path: Path
 ) -> None:
@@ -248,6 +249,7 @@ def test_every_shard_is_compared_once(
     assert len(compared) > 2
 
 
+@pytest.mark.slow
 def test_a_loss_of_every_logit_is_refused_for_tokens_that_the_teacher_has_none_of(
     label: Label, students: dict[str, str], store_tokenizer: str, tmp_path: Path
 ) -> None:

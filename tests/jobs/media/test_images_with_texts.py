@@ -78,6 +78,7 @@ def test_what_a_model_that_sees_says_of_a_caption_is_read_back_with_the_pixels_i
     assert count == SAMPLES
 
 
+@pytest.mark.slow
 def test_a_small_language_model_learns_from_the_captions_targets(
     run: Callable[..., Any], decant: Decant, tmp_path: Path
 ) -> None:

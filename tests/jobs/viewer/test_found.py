@@ -120,6 +120,7 @@ def test_a_thousand_rows_are_drawn_only_where_one_looks(
     until(page, "document.querySelectorAll('article.filled').length === 0")
 
 
+@pytest.mark.slow
 def test_it_fits_every_screen(birds: tuple[Store, Path], open_page: Callable[..., Any]) -> None:
     page = open_page(birds[1])
     for width in (360, 500, 800, 1400):

@@ -92,6 +92,7 @@ def test_targets_with_two_classes_exchanged_are_found_and_they_are_named(make: A
     assert "classes 40 and 77 have each other's probability" in said(result)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("renormalised", [True, False])
 def test_a_top_k_store_declared_as_threshold_is_found(make: Any, tmp_path: Path, renormalised: bool) -> None:
     """Ten classes a target, with the store's own random numbers, which find no others to draw."""
