@@ -68,8 +68,9 @@ class DistillationTrainer(Trainer):  # type: ignore[misc]
     train_dataset: a TargetReader or MixedReader of this rank, whose `batch_rows`, over all ranks, stand for
     the arguments' batch sizes; give `max_steps`, for a reader has no end. eval_dataset: a TargetReader, an
     evaluation is an epoch of it. loss: what is minimised, a mean over the targets of all ranks and
-    accumulated batches; in training, logits are made whole only under FSDP, DeepSpeed, `torch_compile` and
-    `model_init`, and by models with more than a matrix behind their hidden states.
+    accumulated batches; in training, logits are made whole only under FSDP, DeepSpeed, nn.DataParallel,
+    `torch_compile` and `model_init`, and by models that are spread over devices or have more than a matrix
+    behind their hidden states.
 
     The reader's state is kept in each checkpoint, and a run that is resumed goes on at that row, with
     `dataloader_num_workers` too. Raises ConfigError for other datasets.
@@ -89,7 +90,9 @@ class DistillationTrainer(Trainer):  # type: ignore[misc]
         self.loss, self.head = loss or LossConfig(), head
         self.model_accepts_loss_kwargs = True  # that is: count the targets of a step
         whole = self.args.torch_compile or self.model_init or self.accelerator.distributed_type not in FUSED
-        halves = None if whole else halved(self.model)
+        # nn.DataParallel cuts the batch, and a model that is spread over devices has its head on another one.
+        cut = self.args.n_gpu > 1 or self.is_model_parallel
+        halves = None if whole or cut else halved(self.model)
         self._halves = halves if halves is not None and halves.plain else None
         if self.train_dataset is not None:
             self.args.ignore_data_skip = True
